@@ -1,0 +1,33 @@
+"""Densely distilled flow-based knowledge transfer, as a Ray-distributed hyperparameter study."""
+
+from dfkt.config import (
+    DataConfig,
+    FlowConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    RunConfig,
+    StudyConfig,
+    TaskConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from dfkt.flow import flow_loss, fsp_matrix
+from dfkt.patterns import flow_pairs
+from dfkt.results import Study, read_study
+
+__all__ = [
+    "DataConfig",
+    "FlowConfig",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "Study",
+    "StudyConfig",
+    "TaskConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "flow_loss",
+    "flow_pairs",
+    "fsp_matrix",
+    "read_study",
+]

@@ -1,0 +1,67 @@
+"""Every error that dfkt raises on purpose.
+
+::
+
+    DfktError
+    ├── InputError              what the user asked for cannot be done (exit code 2)
+    │   ├── ConfigError         a setting is outside its rule
+    │   ├── DataError           images or labels are missing, broken or inconsistent
+    │   ├── NetworkError        a network is unknown or cannot be built
+    │   ├── TapError            a tap is unknown, or teacher and student taps cannot be matched
+    │   ├── PatternError        an overlap pattern is unknown or does not fit the taps
+    │   ├── CheckpointError     a checkpoint cannot be read or does not fit
+    │   └── StudyError          a study folder is not usable, or belongs to another configuration
+    └── RunError                training began and could not go on (exit code 1)
+        ├── FlowShapeError      two feature maps cannot form an FSP matrix
+        └── NonFiniteLossError  a loss became nan or inf
+
+Messages give the rule, the value found and, where there is one, the remedy.
+"""
+
+
+class DfktError(Exception):
+    """Base of every error that dfkt raises on purpose."""
+
+
+class InputError(DfktError):
+    """What the user asked for cannot be done; raised before any work starts."""
+
+
+class ConfigError(InputError):
+    """A setting is outside its rule."""
+
+
+class DataError(InputError):
+    """Images or labels are missing, broken or inconsistent."""
+
+
+class NetworkError(InputError):
+    """A network is unknown or cannot be built."""
+
+
+class TapError(InputError):
+    """A tap is unknown, or teacher and student taps cannot be matched."""
+
+
+class PatternError(InputError):
+    """An overlap pattern is unknown or does not fit the taps."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be read or does not fit the network."""
+
+
+class StudyError(InputError):
+    """A study folder is not usable, or belongs to another configuration."""
+
+
+class RunError(DfktError):
+    """Training began and could not go on."""
+
+
+class FlowShapeError(RunError):
+    """Two feature maps cannot form an FSP matrix."""
+
+
+class NonFiniteLossError(RunError):
+    """A loss became nan or inf."""

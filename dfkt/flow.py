@@ -1,0 +1,192 @@
+"""FSP matrices and the flow loss: pure functions of tensors.
+
+Shapes: B images, M and N channels of the lower and the upper tap, H x W grid.
+
+The flow loss of many pairs is computed grid by grid. All lower maps that meet on one grid are pooled to it
+and laid side by side, likewise the upper ones; one batched matrix product then holds the FSP matrix of every
+pair as a block. Sums over blocks are two more, tiny, products. So a dense pattern costs hardly more than one pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dfkt.config import FlowNorm
+from dfkt.errors import FlowShapeError
+from dfkt.patterns import FlowPair
+
+EPSILON = 1e-8
+"""Smallest squared norm of a teacher's FSP matrix that a relative loss divides by."""
+
+
+def fsp_matrix(lower: Tensor, upper: Tensor) -> Tensor:
+    """Return the FSP matrix of a flow pair.
+
+    ``G[b, m, n] = mean over h, w of lower[b, m, h, w] * upper[b, n, h, w]``
+
+    Args:
+        lower: Activation at the lower tap, ``[B, M, H1, W1]``.
+        upper: Activation at the upper tap, ``[B, N, H2, W2]``; its grid is not larger.
+
+    Returns:
+        ``[B, M, N]``, float32 (float64 for float64 input), in squared activation units.
+
+    Raises:
+        FlowShapeError: If batch sizes differ, or the upper grid is larger.
+
+    References:
+        Yim et al., CVPR 2017, Eq. 1; a larger lower grid is max-pooled, as there.
+
+    Example:
+        >>> fsp_matrix(torch.ones(1, 2, 8, 8), 2 * torch.ones(1, 3, 4, 4))
+        tensor([[[2., 2., 2.],
+                 [2., 2., 2.]]])
+    """
+    return _fsp([lower], [upper])
+
+
+def flow_loss(
+    teacher: Mapping[int, Tensor],
+    student: Mapping[int, Tensor],
+    pairs: Sequence[FlowPair],
+    weights: Sequence[float],
+    norm: FlowNorm = "relative",
+) -> Tensor:
+    """Return the flow loss between two networks, averaged over images and summed over pairs.
+
+    ``L = 1/B * sum over b, p of  weights[p] * d_p(b)``, where with the FSP matrices ``T`` and ``S`` of pair p
+
+    - ``sum``: ``d = ||T - S||_F^2``, the literal squared Frobenius norm;
+    - ``mean``: that over the number of entries, ``M * N``;
+    - ``relative``: that over the teacher's ``||T||_F^2``, so that a weight means the same in every pair and data set.
+
+    Larger lower grids are max-pooled to the upper one. No gradient reaches the teacher.
+
+    Args:
+        teacher: Activations by tap, ``[B, C, H, W]`` each; channels agree with the student's, grids need not.
+        student: Activations by tap.
+        pairs: (lower tap, upper tap) of each flow pair.
+        weights: One weight per pair, not negative.
+        norm: How a pair's distance is normalised.
+
+    Returns:
+        Scalar, float32 (float64 for float64 input).
+
+    Raises:
+        FlowShapeError: If batch sizes or channels differ, or an upper grid is larger than a lower one.
+
+    References:
+        Yim et al., CVPR 2017, Eq. 2 is ``sum``; ``mean`` and ``relative`` are this project's.
+        Two public implementations differ from Eq. 2: one adds unsquared column norms, the other pools by averaging.
+
+    Example:
+        >>> teacher = {0: torch.ones(4, 2, 8, 8), 1: torch.ones(4, 3, 8, 8)}
+        >>> flow_loss(teacher, {0: 2 * teacher[0], 1: teacher[1]}, [(0, 1)], [1.0], "mean").item()
+        1.0
+    """
+    for tap in {tap for pair in pairs for tap in pair}:
+        if teacher[tap].shape[:2] != student[tap].shape[:2]:
+            raise FlowShapeError(
+                f"Images and channels of teacher and student must agree, but tap {tap} has "
+                f"{tuple(teacher[tap].shape[:2])} and {tuple(student[tap].shape[:2])}."
+            )
+    total = torch.zeros((), device=student[pairs[0][0]].device)
+    for members in _by_grid(student, teacher, pairs).values():
+        lowers = sorted({pairs[p][0] for p in members})
+        uppers = sorted({pairs[p][1] for p in members})
+        weight = torch.zeros(len(lowers), len(uppers))
+        for p in members:
+            weight[lowers.index(pairs[p][0]), uppers.index(pairs[p][1])] = weights[p]
+        maps = [[t[i] for i in taps] for t in (teacher, student) for taps in (lowers, uppers)]
+        for part in _parts(maps):
+            total = total + _grid_loss(*part, weight, norm)
+    return total / student[pairs[0][0]].shape[0]
+
+
+def _grid_loss(
+    teacher_lowers: list[Tensor],
+    teacher_uppers: list[Tensor],
+    student_lowers: list[Tensor],
+    student_uppers: list[Tensor],
+    weight: Tensor,
+    norm: FlowNorm,
+) -> Tensor:
+    """Return the weighted sum of distances over all pairs that meet on one grid and over the images."""
+    with torch.no_grad():
+        target = _fsp(teacher_lowers, teacher_uppers)
+    heights = [t.shape[1] for t in student_lowers]
+    widths = [t.shape[1] for t in student_uppers]
+    squares = (_fsp(student_lowers, student_uppers) - target).square()
+    if norm == "relative":
+        scale = weight.to(target) / _block_sums(target.square(), heights, widths).clamp_min(EPSILON)
+        return (scale * _block_sums(squares, heights, widths)).sum()
+    if norm == "mean":
+        weight = weight / (torch.tensor(heights)[:, None] * torch.tensor(widths))
+    return (weight.to(target) * _block_sums(squares, heights, widths)).sum()
+
+
+def _block_sums(matrix: Tensor, heights: list[int], widths: list[int]) -> Tensor:
+    """Sum a block matrix ``[B, sum of heights, sum of widths]`` block by block: ``[B, len(heights), len(widths)]``."""
+    if len(heights) == len(widths) == 1:
+        return matrix.sum((1, 2), keepdim=True)
+    rows = torch.block_diag(*(torch.ones(1, h) for h in heights)).to(matrix)
+    columns = torch.block_diag(*(torch.ones(w, 1) for w in widths)).to(matrix)
+    return rows @ (matrix @ columns)
+
+
+def _fsp(lowers: list[Tensor], uppers: list[Tensor]) -> Tensor:
+    """Return the FSP matrices of every lower with every upper map, as blocks of ``[B, sum of M, sum of N]``."""
+    grid = uppers[0].shape[2:]
+    for lower in lowers:
+        if lower.shape[0] != uppers[0].shape[0]:
+            raise FlowShapeError(f"Batch sizes must agree, but got {lower.shape[0]} and {uppers[0].shape[0]}.")
+    left = _side_by_side([_pool(lower, *grid) for lower in lowers])
+    return torch.bmm(left.transpose(1, 2), _side_by_side(uppers)).mul_(1 / grid.numel())
+
+
+def _side_by_side(maps: list[Tensor]) -> Tensor:
+    """Return maps as ``[B, positions, sum of channels]``: the order in which channels-last maps lie, so nothing is copied."""
+    joined = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
+    joined = joined if joined.dtype == torch.float64 else joined.float()
+    return joined.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _pool(maps: Tensor, height: int, width: int) -> Tensor:
+    h, w = maps.shape[2:]
+    if (h, w) == (height, width):
+        return maps
+    if h < height or w < width:
+        raise FlowShapeError(f"The upper grid must not be larger, but lower is {h}x{w} and upper {height}x{width}.")
+    if h % height == 0 and w % width == 0:
+        return F.max_pool2d(maps, (h // height, w // width))
+    return F.adaptive_max_pool2d(maps, (height, width))
+
+
+def _by_grid(
+    student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], pairs: Sequence[FlowPair]
+) -> dict[tuple[int, ...], list[int]]:
+    """Group the pairs' numbers by the grids, the student's and the teacher's, of their upper taps."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, (_, upper) in enumerate(pairs):
+        grid = (*student[upper].shape[2:], *teacher[upper].shape[2:])
+        groups.setdefault(grid, []).append(number)
+    return groups
+
+
+def _parts(maps: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
+    """Cut the batch so that neither the joined maps nor the FSP matrices outgrow the largest activation."""
+    lowers, uppers = maps[-2:]
+    images = uppers[0].shape[0]
+    m, n = (sum(t.shape[1] for t in taps) for taps in (lowers, uppers))
+    most = max(max(m, n) * uppers[0].shape[2:].numel(), m * n)
+    largest = max(t[0].numel() for t in (*lowers, *uppers))
+    size = max(1, images * largest // most)
+    if size >= images:
+        yield maps
+        return
+    for start in range(0, images, size):
+        yield [[t[start : start + size] for t in taps] for taps in maps]

@@ -1,0 +1,97 @@
+"""A study's tables as text, from what :mod:`dfkt.results` reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from dfkt.results import Study
+from dfkt.space import describe_params
+
+
+def trial_params(row: pd.Series[Any] | dict[str, Any]) -> dict[str, Any]:
+    """Return a trial's parameters without those that a condition left out."""
+    params = {
+        str(n).removeprefix("param_"): v for n, v in row.items() if str(n).startswith("param_") and not pd.isna(v)
+    }
+    return {name: v.item() if hasattr(v, "item") else v for name, v in params.items()}
+
+
+def best_trials(trials: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Return the complete trials with the highest last ``val`` accuracy; earlier ones first where equal."""
+    complete = trials[trials.state == "COMPLETE"].dropna(subset="last_val_accuracy")
+    return complete.sort_values(["last_val_accuracy", "number"], ascending=[False, True]).head(count)
+
+
+def trials_table(study: Study, count: int = 5) -> str:
+    """Return the best trials, a line each, under a line that counts all."""
+    states = study.trials.state.value_counts()
+    counts = ", ".join(f"{states[s]} {w}" for s, w in _STATE_WORDS.items() if s in states) or "no trials yet"
+    rows = [("trial", "val %", "best %", "epochs", "seconds", "settings")]
+    for _, row in best_trials(study.trials, count).iterrows():
+        values = (_percent(row.last_val_accuracy), _percent(row.best_val_accuracy), f"{row.epochs:.1f}")
+        rows.append((str(row.number), *values, f"{row.wall_seconds:.0f}", describe_params(trial_params(row))))
+    return f"{len(study.trials)} trials: {counts}\n" + _align(rows)
+
+
+def finals_table(study: Study) -> str:
+    """Return the methods side by side: mean and standard deviation over seeds, test accuracy last opened."""
+    done = study.finals[study.finals.state == "COMPLETE"]
+    if done.empty:
+        return "no final runs yet"
+    scratch = done[done.method == "scratch"].test_accuracy.mean()
+    rows = [("method", "seeds", "test %", "over scratch", "val %", "device s", "epochs")]
+    for method in sorted(done.method.unique(), key=lambda m: (m == "dfkt", done[done.method == m].number.min())):
+        runs = done[done.method == method]
+        gain = runs.test_accuracy.mean() - scratch
+        rows.append(
+            (
+                method,
+                str(len(runs)),
+                _spread(runs.test_accuracy),
+                "" if method == "scratch" or math.isnan(gain) else f"{100 * gain:+.2f}",
+                _spread(runs.last_val_accuracy),
+                f"{runs.device_seconds.mean():.1f}",
+                f"{runs.epochs.mean():g}",
+            )
+        )
+    failed = int((study.finals.state == "FAIL").sum())
+    note = f"\n{failed} final runs failed and are not in the table." if failed else ""
+    return _align(rows) + note
+
+
+def study_report(study: Study, count: int = 5) -> str:
+    """Return all that a finished study has to say, where to look further last."""
+    teacher = study.meta.get("teacher")
+    lines = [trials_table(study, count), ""]
+    if teacher:
+        test = f", test {_percent(teacher['test_accuracy'])} %" if "test_accuracy" in teacher else ""
+        lines.append(f"teacher {teacher['network']}: val {_percent(teacher['val_accuracy'])} %{test}")
+    lines += [f"student {study.meta['config']['base']['student']['name']}, mean ± standard deviation over seeds:"]
+    lines += [finals_table(study), FINALS_NOTE]
+    return "\n".join(lines)
+
+
+FINALS_NOTE = (
+    "dfkt is the best trial by val; the other methods stand at their reference settings, with the same number of epochs.\n"
+    "Only dfkt was searched here."
+)
+_STATE_WORDS = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "unfinished"}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _spread(shares: pd.Series[float]) -> str:
+    spread = f" ± {100 * shares.std():.2f}" if len(shares) > 1 else ""
+    return _percent(shares.mean()) + spread
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    texts = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(texts)

@@ -1,0 +1,214 @@
+"""Files in a folder that is local or remote; knows nothing about what the files hold.
+
+Everything here is small enough to be read and written whole, so there is one way to write: a file is replaced
+as a whole, and a reader sees the old bytes or the new ones, never a part of either. Locally that is a hidden
+file in the same folder, then a rename; on object stores a PUT is atomic by itself. On a remote file system that
+is no object store (``hdfs://``) a reader may meet a file that is being written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from dfkt.errors import StudyError
+
+
+class Storage:
+    """A folder, local or remote.
+
+    Objects are picklable; the connection to a remote folder is opened on first use, in each process anew.
+
+    Args:
+        path: A local path (``~`` is the home folder), or a URI that ``pyarrow.fs.FileSystem.from_uri`` takes:
+            ``s3://bucket/folder``, ``gs://…``, ``file:///…``. Options behind ``?`` hold for sub-folders too.
+
+    Attributes:
+        path: The absolute local path (also of a ``file://`` URI), or the URI as given.
+        is_local: Whether the folder is on a mounted file system.
+
+    Example:
+        >>> Storage("s3://bucket/studies?region=eu-west-1").sub("digits", "trials")
+        Storage('s3://bucket/studies/digits/trials?region=eu-west-1')
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        text = os.fspath(path)
+        if text.startswith("file://"):
+            text = _from_uri(text)[1]
+        self.is_local = "://" not in text
+        self.path = os.path.abspath(os.path.expanduser(text)) if self.is_local else text
+        self._remote: tuple[Any, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Storage({self.path!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_remote": None}
+
+    def sub(self, *names: str) -> Storage:
+        """Return the folder below this one; it need not exist."""
+        if self.is_local:
+            return Storage(os.path.join(self.path, *names))
+        head, mark, options = self.path.partition("?")
+        return Storage("/".join([head.rstrip("/"), *names]) + mark + options)
+
+    def read(self, name: str) -> bytes | None:
+        """Return the file's bytes, or ``None`` when there is no such file."""
+        try:
+            if self.is_local:
+                with open(os.path.join(self.path, name), "rb") as file:
+                    return file.read()
+            system, path = self._locate(name)
+            with system.open_input_file(path) as stream:
+                return bytes(stream.read())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace the file as a whole, or create it; missing folders are created."""
+        if self.is_local:
+            self._replace(name, data)
+            return
+        system, path = self._locate(name)
+        try:
+            _put(system, path, data)
+        except FileNotFoundError:  # object stores know no folders; the others want them first
+            system.create_dir(path.rpartition("/")[0], recursive=True)
+            _put(system, path, data)
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        if self.is_local:
+            return os.path.isfile(os.path.join(self.path, name))
+        system, path = self._locate(name)
+        return bool(system.get_file_info(path).type == fs.FileType.File)
+
+    def names(self) -> list[str]:
+        """Return the sorted names of the files directly inside, hidden ones left out; none if there is no folder."""
+        if self.is_local:
+            try:
+                with os.scandir(self.path) as entries:
+                    found = [entry.name for entry in entries if entry.is_file()]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        else:
+            system, path = self._locate()
+            infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+            found = [info.base_name for info in infos if info.type == fs.FileType.File]
+        return sorted(name for name in found if not name.startswith("."))
+
+    def delete(self, name: str) -> None:
+        """Delete the file; no error when there is none."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if self.is_local:
+                os.unlink(os.path.join(self.path, name))
+            else:
+                system, path = self._locate(name)
+                system.delete_file(path)
+
+    def delete_all(self) -> None:
+        """Delete the folder with everything in it; no error when there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.is_local:
+                shutil.rmtree(self.path)
+            else:
+                system, path = self._locate()
+                system.delete_dir(path)
+
+    def check_writable(self) -> None:
+        """Write and delete a probe file; the folder is created if it is missing.
+
+        Raises:
+            StudyError: If that fails, with the path, the reason and a remedy.
+        """
+        name = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.write(name, b"")
+            self.delete(name)
+        except (OSError, pa.ArrowException) as error:
+            remedy = "Check its permissions and free space" if self.is_local else "Check the URI and your credentials"
+            raise StudyError(
+                f"A study folder must be writable, but {self.path} is not: {error}. {remedy}, or choose another folder."
+            ) from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process while the context lasts.
+
+        The kernel frees the lock when the process dies, however it dies. It is taken on the file ``.lock``, which
+        stays. A remote folder has no lock: there, nothing keeps two processes apart.
+
+        Raises:
+            StudyError: If another process (or another context of this one) holds the folder.
+        """
+        if not self.is_local:
+            yield
+            return
+        self.check_writable()
+        handle = os.open(os.path.join(self.path, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._take(handle)
+            yield
+        finally:
+            os.close(handle)
+
+    def _take(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 1000, 0).decode(errors="replace") or "another process"
+            raise StudyError(
+                f"The study folder {self.path} is in use by {holder}. Wait for its end, or give the study another name."
+            ) from None
+        except OSError as error:
+            raise StudyError(
+                f"The study folder {self.path} cannot be locked: {error}. Choose a folder on another file system."
+            ) from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    def _replace(self, name: str, data: bytes) -> None:
+        os.makedirs(self.path, exist_ok=True)
+        hidden = os.path.join(self.path, f".{name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(hidden, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
+            os.replace(hidden, os.path.join(self.path, name))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(hidden)
+            raise
+
+    def _locate(self, name: str = "") -> tuple[Any, str]:
+        if self._remote is None:
+            self._remote = _from_uri(self.path)
+        system, folder = self._remote
+        return system, f"{folder.rstrip('/')}/{name}".rstrip("/")
+
+
+def _put(system: Any, path: str, data: bytes) -> None:
+    with system.open_output_stream(path) as stream:
+        stream.write(data)
+
+
+def _from_uri(uri: str) -> tuple[Any, str]:
+    """Return file system and path of a URI; tests put their own here."""
+    try:
+        system, path = fs.FileSystem.from_uri(uri)
+    except pa.ArrowInvalid as error:
+        raise StudyError(
+            f"A study folder is a local path or a URI that pyarrow knows, but got {uri!r}: {error}"
+        ) from error
+    return system, str(path)
