@@ -20,7 +20,7 @@ from dfkt.config import (
     TeacherConfig,
     TrainConfig,
 )
-from dfkt.errors import DfktError, InputError
+from dfkt.errors import ConfigError, DfktError, InputError
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 SMOKE_EPOCHS, SMOKE_TRIALS, SMOKE_SEEDS, SMOKE_IMAGES = 3, 2, 2, 1000
@@ -213,12 +213,14 @@ def study_config(config: StudyConfig, a: argparse.Namespace) -> StudyConfig:
 
 
 def _workers(a: argparse.Namespace) -> Any:
-    """Return what one run spans, or ``None`` where the cluster is to decide."""
+    """Return what one run spans."""
     from dfkt.trial import Workers
 
-    if a.workers is None and a.cpus_per_worker is None and a.gpus_per_worker is None:
-        return None
-    return Workers(count=a.workers or 1, cpus=a.cpus_per_worker or 1, gpus=a.gpus_per_worker or 0)
+    for name in ("workers", "cpus_per_worker", "gpus_per_worker"):
+        value = getattr(a, name)
+        if value is not None and not value > 0 and not (name == "gpus_per_worker" and value == 0):
+            raise ConfigError(f"`{name} > 0` must hold, but got {name}={value!r}.")
+    return Workers(count=a.workers or 1, cpus=a.cpus_per_worker or 1, gpus=a.gpus_per_worker)
 
 
 def _study(a: argparse.Namespace, config: StudyConfig | None = None) -> int:

@@ -98,24 +98,18 @@ def flow_loss(
     for members in _by_grid(student, teacher, pairs).values():
         lowers = sorted({pairs[p][0] for p in members})
         uppers = sorted({pairs[p][1] for p in members})
-        weight = torch.zeros(len(lowers), len(uppers))
+        weight = torch.zeros(len(lowers), len(uppers), dtype=torch.float64)
         for p in members:
             weight[lowers.index(pairs[p][0]), uppers.index(pairs[p][1])] = weights[p]
         maps = [[t[i] for i in taps] for t in (teacher, student) for taps in (lowers, uppers)]
         for part in _parts(maps):
-            total = total + _grid_loss(*part, weight, norm)
+            total = total + _grid_loss(part, weight, norm)
     return total / student[pairs[0][0]].shape[0]
 
 
-def _grid_loss(
-    teacher_lowers: list[Tensor],
-    teacher_uppers: list[Tensor],
-    student_lowers: list[Tensor],
-    student_uppers: list[Tensor],
-    weight: Tensor,
-    norm: FlowNorm,
-) -> Tensor:
+def _grid_loss(maps: list[list[Tensor]], weight: Tensor, norm: FlowNorm) -> Tensor:
     """Return the weighted sum of distances over all pairs that meet on one grid and over the images."""
+    teacher_lowers, teacher_uppers, student_lowers, student_uppers = maps
     with torch.no_grad():
         target = _fsp(teacher_lowers, teacher_uppers)
     heights = [t.shape[1] for t in student_lowers]
@@ -188,5 +182,6 @@ def _parts(maps: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
     if size >= images:
         yield maps
         return
-    for start in range(0, images, size):
-        yield [[t[start : start + size] for t in taps] for taps in maps]
+    pieces = [[t.split(size) for t in taps] for taps in maps]
+    for k in range(len(pieces[0][0])):
+        yield [[piece[k] for piece in taps] for taps in pieces]

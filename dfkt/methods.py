@@ -13,7 +13,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfkt.config import FlowConfig, FlowNorm, OptimizerConfig, RunConfig
+from dfkt.config import FlowConfig, FlowNorm, Method, OptimizerConfig, RunConfig
 from dfkt.flow import flow_loss
 from dfkt.losses import soft_target_loss
 from dfkt.patterns import FlowPair, flow_pairs
@@ -250,7 +250,7 @@ _BUILDERS: dict[str, Callable[[RunConfig, int, Sequence[int]], Schedule]] = {
 }
 
 
-def baseline(config: RunConfig, method: str) -> RunConfig:
+def baseline(config: RunConfig, method: Method) -> RunConfig:
     """Return the run of a baseline beside ``config``: same data, networks and number of epochs, its reference settings.
 
     kd: temperature 4, weight 0.9. fsp: group ends, one joint flow stage of a third of the epochs, no soft targets (Yim et al.);

@@ -128,7 +128,7 @@ def _build(config: TeacherConfig, data: ImageSet) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = build_network(config.network, num_classes=data.num_classes, in_channels=data.channels)
-    return network.to(data.train.images.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.to(data.train.images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _train(config: TeacherConfig, data: ImageSet, network: nn.Module, storage: Storage, log: Log) -> None:

@@ -53,7 +53,7 @@ class FrozenTeacher(TappedNetwork):
     """A teacher for inference: evaluation mode, batch norms folded into the convolutions, no gradient, ever."""
 
     def __init__(self, network: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int]) -> None:
-        folded = fold_batchnorm(network.eval(), names).requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        folded = fold_batchnorm(network.eval(), names).requires_grad_(False).to(memory_format=torch.channels_last)
         super().__init__(folded.eval(), names, input_shape)
 
 
@@ -200,7 +200,7 @@ class Training:
         for name, parameter in self.student.network.named_parameters():
             parameter.requires_grad_(name not in frozen)
             parameter.grad = None
-        norms = [
+        norms: list[nn.Module] = [
             module
             for name, module in self.student.network.named_modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" in frozen
@@ -272,7 +272,7 @@ class Training:
         values = [term(teacher, student, labels) for term in stage.terms]
         loss = torch.stack([term.weight * value for term, value in zip(stage.terms, values, strict=True)]).sum()
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)
         self._optimizer.step()

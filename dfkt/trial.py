@@ -37,12 +37,12 @@ class Workers:
     Args:
         count: Data-parallel workers.
         cpus: CPUs (threads) of each.
-        gpus: GPUs of each; a fraction lets several runs share one.
+        gpus: GPUs of each; a fraction lets several runs share one, ``None`` leaves it to the cluster.
     """
 
     count: int = 1
     cpus: int = 1
-    gpus: float = 0
+    gpus: float | None = None
 
     @property
     def resources(self) -> dict[str, float]:
@@ -103,7 +103,7 @@ def run_jobs(
         train_loop_config={"jobs": list(jobs), "threads": workers.cpus},
         torch_config=ray.train.torch.TorchConfig(backend=None if workers.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=workers.resources
+            num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=workers.resources
         ),
         run_config=ray.train.RunConfig(
             name=name,

@@ -8,8 +8,10 @@ checkpoint in its folder, in whatever process it is started again.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,24 @@ class Job:
     teacher: str | None
     number: int = 0
     test: bool = False
+
+
+class _Clock:
+    """When a run started, in how many attempts, and the seconds that those which left a checkpoint took in all."""
+
+    def __init__(self) -> None:
+        self.started, self.attempts, self.before = datetime.now(UTC).isoformat(), 1, 0.0
+        self.began = time.perf_counter()
+
+    def go_on(self, earlier: Payload) -> None:
+        """Count in the attempts before this one, as the last of them read."""
+        self.started, self.attempts = earlier["started"], earlier["attempts"] + 1
+        self.before = earlier["wall_seconds"]
+
+    def read(self) -> Payload:
+        """Return the entries of a report."""
+        seconds = self.before + time.perf_counter() - self.began
+        return {"started": self.started, "attempts": self.attempts, "wall_seconds": seconds}
 
 
 class _Cache:
@@ -115,7 +135,8 @@ def run_job(job: Job, report: Report, *, device: torch.device, rank: int = 0, wo
     """Run a job to its end, from its checkpoint if it has one.
 
     Every report holds ``records`` (the epochs not reported by this attempt before; after a restart, all of them),
-    ``val_accuracy`` and ``rung_epoch`` once the student can classify, and ``complete``. A run that cannot go on reports ``failure``.
+    ``val_accuracy`` and ``rung_epoch`` once the student can classify, and
+    ``complete``. A run that cannot go on reports ``failure``.
     A job with ``test`` that is done already returns at once.
 
     Args:
@@ -127,6 +148,7 @@ def run_job(job: Job, report: Report, *, device: torch.device, rank: int = 0, wo
     storage = Storage(job.storage)
     if job.test and storage.exists(RESULT_FILE):
         return
+    clock = _Clock()
     _reset_peak_memory(device)
     try:
         data = images_for(job.config.data, device)
@@ -135,14 +157,21 @@ def run_job(job: Job, report: Report, *, device: torch.device, rank: int = 0, wo
         state = load_state(storage)
         if state is not None:
             history = state.pop("history")
+            clock.go_on(state.pop("clock"))
             training.load(state)
-        _train(job, training, storage, history, report, device)
+        _train(job, training, storage, history, clock, report, device)
     except RunError as error:
-        _finish(job, {"records": [], "failure": str(error), "complete": True}, report, rank)
+        _finish(job, {"records": [], "failure": str(error), **clock.read()}, report, rank)
 
 
 def _train(
-    job: Job, training: Training, storage: Storage, history: list[Record], report: Report, device: torch.device
+    job: Job,
+    training: Training,
+    storage: Storage,
+    history: list[Record],
+    clock: _Clock,
+    report: Report,
+    device: torch.device,
 ) -> None:
     reported = 0
     every = job.config.train.checkpoint_every
@@ -150,16 +179,16 @@ def _train(
     for record in training.run():
         history.append(record)
         if training.rank == 0 and (training.index % every == 0 or training.step == total):
-            save_state(storage, training.state() | {"history": history})
+            save_state(storage, training.state() | {"history": history, "clock": clock.read()})
         if training.step < total:
-            report(_payload(history, reported, training, device))
+            report(_payload(history, reported, training, device) | clock.read())
             reported = len(history)
     last = _payload(history, min(reported, len(history) - 1), training, device) | {"complete": True}
     if job.test:
         last |= _test(job, training.student.network, training, device)
         if training.rank == 0:
             save_state(storage, training.student.network.state_dict(), STUDENT_FILE)
-    _finish(job, last, report, training.rank)
+    _finish(job, last | clock.read(), report, training.rank)
 
 
 def _finish(job: Job, payload: Payload, report: Report, rank: int) -> None:
