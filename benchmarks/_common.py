@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,18 +95,10 @@ def flow_training(
     return kind((stage,), network, frozen(teacher), data, TrainConfig(batch_size=BATCH, precision="float32"))
 
 
-def in_turns(cases: Mapping[str, Repeats], steps: int, repeats: int) -> dict[str, float]:
-    """Return seconds per step, the median of repeats taken in turns after one that is thrown away.
-
-    In turns, so that a machine that slows down slows all cases alike.
-    """
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for repeat in range(repeats + 1):
-        for name, case in cases.items():
-            seconds = next(case) / steps
-            if repeat:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
+def in_turns(cases: Mapping[str, Repeats], steps: int, repeats: int) -> dict[str, list[float]]:
+    """Return seconds per step of every repeat; the cases take turns, and the first turn is thrown away."""
+    turns = [{name: next(case) / steps for name, case in cases.items()} for _ in range(repeats + 1)]
+    return {name: [turn[name] for turn in turns[1:]] for name in cases}
 
 
 def processor() -> str:

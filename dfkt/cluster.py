@@ -18,6 +18,7 @@ from dfkt.trial import TRAIN_ENVIRONMENT, Workers
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # no boxes and tables of Tune's own
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trial store holds what those files would
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a flow stage reports no accuracy

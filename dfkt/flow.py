@@ -10,6 +10,7 @@ pair as a block. Sums over blocks are two more, tiny, products. So a dense patte
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ def fsp_matrix(lower: Tensor, upper: Tensor) -> Tensor:
         tensor([[[2., 2., 2.],
                  [2., 2., 2.]]])
     """
-    return _fsp([lower], [upper])
+    return _fsp([_pool(lower, *upper.shape[2:])], [upper])
 
 
 def flow_loss(
@@ -94,56 +95,69 @@ def flow_loss(
                 f"Images and channels of teacher and student must agree, but tap {tap} has "
                 f"{tuple(teacher[tap].shape[:2])} and {tuple(student[tap].shape[:2])}."
             )
+    pooled = {id(taps): dict(taps) for taps in (teacher, student)}
+    largest = max(student[tap][0].numel() for pair in pairs for tap in pair)
     total = torch.zeros((), device=student[pairs[0][0]].device)
-    for members in _by_grid(student, teacher, pairs).values():
-        lowers = sorted({pairs[p][0] for p in members})
-        uppers = sorted({pairs[p][1] for p in members})
-        weight = torch.zeros(len(lowers), len(uppers), dtype=torch.float64)
-        for p in members:
-            weight[lowers.index(pairs[p][0]), uppers.index(pairs[p][1])] = weights[p]
-        maps = [[t[i] for i in taps] for t in (teacher, student) for taps in (lowers, uppers)]
-        for part in _parts(maps):
-            total = total + _grid_loss(part, weight, norm)
+    for grid, members in _by_grid(student, teacher, pairs):
+        lowers, uppers = (sorted({pairs[p][end] for p in members}) for end in (0, 1))
+        factors = tuple(tuple(sum(weights[p] for p in members if pairs[p] == (i, j)) for j in uppers) for i in lowers)
+        maps: list[list[Tensor]] = []
+        for taps, side in ((teacher, grid[2:]), (student, grid[:2])):
+            kept = pooled[id(taps)]
+            kept |= {i: _pool(kept[i] if _divides(side, kept[i]) else taps[i], *side) for i in lowers}
+            maps += [[kept[i] for i in lowers], [taps[j] for j in uppers]]
+        for part in _parts(maps, largest):
+            total = total + _grid_loss(part, factors, norm)
     return total / student[pairs[0][0]].shape[0]
 
 
-def _grid_loss(maps: list[list[Tensor]], weight: Tensor, norm: FlowNorm) -> Tensor:
+def _grid_loss(maps: list[list[Tensor]], factors: tuple[tuple[float, ...], ...], norm: FlowNorm) -> Tensor:
     """Return the weighted sum of distances over all pairs that meet on one grid and over the images."""
     teacher_lowers, teacher_uppers, student_lowers, student_uppers = maps
     with torch.no_grad():
         target = _fsp(teacher_lowers, teacher_uppers)
-    heights = [t.shape[1] for t in student_lowers]
-    widths = [t.shape[1] for t in student_uppers]
+    heights = tuple(t.shape[1] for t in student_lowers)
+    widths = tuple(t.shape[1] for t in student_uppers)
+    weight = _constant(factors, target.device, target.dtype)
     squares = (_fsp(student_lowers, student_uppers) - target).square()
+    distances = _block_sums(squares, heights, widths)
     if norm == "relative":
-        scale = weight.to(target) / _block_sums(target.square(), heights, widths).clamp_min(EPSILON)
-        return (scale * _block_sums(squares, heights, widths)).sum()
+        distances = distances / _block_sums(target.square(), heights, widths).clamp_min(EPSILON)
     if norm == "mean":
-        weight = weight / (torch.tensor(heights)[:, None] * torch.tensor(widths))
-    return (weight.to(target) * _block_sums(squares, heights, widths)).sum()
+        entries = tuple(tuple(1 / (h * w) for w in widths) for h in heights)
+        weight = weight * _constant(entries, target.device, target.dtype)
+    return (weight * distances).sum()
 
 
-def _block_sums(matrix: Tensor, heights: list[int], widths: list[int]) -> Tensor:
+def _block_sums(matrix: Tensor, heights: tuple[int, ...], widths: tuple[int, ...]) -> Tensor:
     """Sum a block matrix ``[B, sum of heights, sum of widths]`` block by block: ``[B, len(heights), len(widths)]``."""
     if len(heights) == len(widths) == 1:
         return matrix.sum((1, 2), keepdim=True)
-    rows = torch.block_diag(*(torch.ones(1, h) for h in heights)).to(matrix)
-    columns = torch.block_diag(*(torch.ones(w, 1) for w in widths)).to(matrix)
-    return rows @ (matrix @ columns)
+    rows, columns = (_members(sizes, matrix.device, matrix.dtype) for sizes in (heights, widths))
+    return rows @ (matrix @ columns.T)
+
+
+@lru_cache(maxsize=256)
+def _members(sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return ``[len(sizes), sum of sizes]``: one where an entry belongs to a block. Kept, so that no step sends it anew."""
+    return torch.block_diag(*(torch.ones(1, size) for size in sizes)).to(device, dtype)
+
+
+@lru_cache(maxsize=256)
+def _constant(values: tuple[tuple[float, ...], ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _fsp(lowers: list[Tensor], uppers: list[Tensor]) -> Tensor:
-    """Return the FSP matrices of every lower with every upper map, as blocks of ``[B, sum of M, sum of N]``."""
-    grid = uppers[0].shape[2:]
-    for lower in lowers:
-        if lower.shape[0] != uppers[0].shape[0]:
-            raise FlowShapeError(f"Batch sizes must agree, but got {lower.shape[0]} and {uppers[0].shape[0]}.")
-    left = _side_by_side([_pool(lower, *grid) for lower in lowers])
-    return torch.bmm(left.transpose(1, 2), _side_by_side(uppers)).mul_(1 / grid.numel())
+    """Return the FSP matrices of every lower with every upper map, all on one grid: ``[B, sum of M, sum of N]``."""
+    if lowers[0].shape[0] != uppers[0].shape[0]:
+        raise FlowShapeError(f"Batch sizes must agree, but got {lowers[0].shape[0]} and {uppers[0].shape[0]}.")
+    left, right = _side_by_side(lowers), _side_by_side(uppers)
+    return torch.bmm(left.transpose(1, 2), right).mul_(1 / right.shape[1])
 
 
 def _side_by_side(maps: list[Tensor]) -> Tensor:
-    """Return maps as ``[B, positions, sum of channels]``: the order in which channels-last maps lie, so nothing is copied."""
+    """Return ``[B, positions, sum of channels]``: the order in which channels-last maps lie, so nothing is copied."""
     joined = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
     joined = joined if joined.dtype == torch.float64 else joined.float()
     return joined.permute(0, 2, 3, 1).flatten(1, 2)
@@ -155,29 +169,33 @@ def _pool(maps: Tensor, height: int, width: int) -> Tensor:
         return maps
     if h < height or w < width:
         raise FlowShapeError(f"The upper grid must not be larger, but lower is {h}x{w} and upper {height}x{width}.")
-    if h % height == 0 and w % width == 0:
+    if _divides((height, width), maps):
         return F.max_pool2d(maps, (h // height, w // width))
     return F.adaptive_max_pool2d(maps, (height, width))
 
 
+def _divides(grid: Sequence[int], maps: Tensor) -> bool:
+    """Whether maps can be pooled to a grid by equal windows; then it does not matter in how many steps."""
+    return maps.shape[2] % grid[0] == 0 and maps.shape[3] % grid[1] == 0
+
+
 def _by_grid(
     student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], pairs: Sequence[FlowPair]
-) -> dict[tuple[int, ...], list[int]]:
-    """Group the pairs' numbers by the grids, the student's and the teacher's, of their upper taps."""
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Group the pairs' numbers by the grids, the student's and the teacher's, of their upper taps; largest grids first."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, (_, upper) in enumerate(pairs):
         grid = (*student[upper].shape[2:], *teacher[upper].shape[2:])
         groups.setdefault(grid, []).append(number)
-    return groups
+    return sorted(groups.items(), reverse=True)
 
 
-def _parts(maps: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
+def _parts(maps: list[list[Tensor]], largest: int) -> Iterator[list[list[Tensor]]]:
     """Cut the batch so that neither the joined maps nor the FSP matrices outgrow the largest activation."""
     lowers, uppers = maps[-2:]
     images = uppers[0].shape[0]
     m, n = (sum(t.shape[1] for t in taps) for taps in (lowers, uppers))
     most = max(max(m, n) * uppers[0].shape[2:].numel(), m * n)
-    largest = max(t[0].numel() for t in (*lowers, *uppers))
     size = max(1, images * largest // most)
     if size >= images:
         yield maps
