@@ -153,7 +153,6 @@ def about_data(data: ImageSet) -> dict[str, Any]:
         "val": len(data.val),
         "image_size": list(data.image_size),
         "channels": data.channels,
-        "notes": list(data.notes),
     }
 
 
