@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkt.config import (
+    KNOWN_SETS,
     DataConfig,
     FlowConfig,
     NetworkConfig,
@@ -137,11 +138,19 @@ def _split(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _absolute(path: str | None) -> str | None:
+    """Return a path that means the same in every process on this machine; workers have working directories of their own."""
+    if path == "":
+        raise ConfigError("A path must not be empty.")
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
 def _with_data(config: DataConfig, a: argparse.Namespace) -> DataConfig:
+    folder = bool(a.data) and Path(a.data).expanduser().is_dir() and a.data not in KNOWN_SETS
     changed = _changed(
         config,
-        name=a.data,
-        root=a.data_root,
+        name=_absolute(a.data) if folder else a.data,
+        root=_absolute(a.data_root),
         image_size=a.image_size,
         limit_train=a.limit_train,
         limit_test=a.limit_test,
@@ -160,7 +169,9 @@ def _with_network(config: NetworkConfig, a: argparse.Namespace, role: str) -> Ne
 def _with_teacher(config: TeacherConfig, a: argparse.Namespace) -> TeacherConfig:
     train = _changed(config.train, epochs=a.teacher_epochs, batch_size=a.batch_size, precision=a.precision)
     network = _with_network(config.network, a, "teacher")
-    changed = _changed(config, network=network, train=train, checkpoint=a.teacher_checkpoint, root=a.teacher_root)
+    changed = _changed(
+        config, network=network, train=train, checkpoint=_absolute(a.teacher_checkpoint), root=_absolute(a.teacher_root)
+    )
     assert isinstance(changed, TeacherConfig)
     return changed
 
@@ -196,7 +207,7 @@ def study_config(config: StudyConfig, a: argparse.Namespace) -> StudyConfig:
     """Return a study with the switches that were given on the command line."""
     if a.smoke:
         config = _smoke(config)
-    if a.data is not None and a.data != config.base.data.name:  # other images make another study
+    if a.name is None and a.data and a.data != config.base.data.name:  # other images make another study
         config = replace(config, name=f"{config.name}-{Path(a.data).name}")
     changed = _changed(
         replace(config, base=_with_run(config.base, a)),

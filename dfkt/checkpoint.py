@@ -32,7 +32,9 @@ def load_state(storage: Storage, name: str = STATE_FILE) -> dict[str, Any] | Non
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"Checkpoint {storage.path}/{name} cannot be read ({error}); delete it.") from error
+        raise CheckpointError(
+            f"Checkpoint {storage.path}/{name} cannot be read ({_reason(error)}); delete it."
+        ) from error
     return state
 
 
@@ -62,9 +64,8 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     except FileNotFoundError as error:
         raise CheckpointError(f"Teacher checkpoint {path} does not exist.") from error
     except Exception as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"Teacher checkpoint {path} must be a state dict saved by torch.save, but cannot be read: {reason}"
+            f"Teacher checkpoint {path} must be a state dict saved by torch.save, but cannot be read: {_reason(error)}"
         ) from error
     for name in ("state_dict", "model", "student"):
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
@@ -91,3 +92,8 @@ def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], pat
     if problems:
         raise CheckpointError(f"Teacher checkpoint {path} does not fit {what}: {'; '.join(problems)}.")
     network.load_state_dict(weights)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's text; a file that ends too soon raises one without any."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 Method = Literal["scratch", "kd", "fsp", "dfkt"]
 FlowNorm = Literal["relative", "mean", "sum"]
+KNOWN_SETS = ("cifar10", "cifar100", "mnist", "svhn", "digits")
 StageOrder = Literal["cumulative", "local", "joint"]
 RateSchedule = Literal["cosine", "step", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -195,7 +196,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _rule(_finite(self.epochs) and self.epochs > 0, "epochs > 0", epochs=self.epochs)
         _rule(self.batch_size >= 1, "batch_size >= 1", batch_size=self.batch_size)
-        _rule(self.seed >= 0, "seed >= 0", seed=self.seed)
+        _rule(0 <= self.seed < 2**63, "0 <= seed < 2**63", seed=self.seed)
         _rule(self.clip_norm is None or self.clip_norm > 0, "clip_norm > 0", clip_norm=self.clip_norm)
         _rule(self.checkpoint_every >= 1, "checkpoint_every >= 1", checkpoint_every=self.checkpoint_every)
         _choice("precision", self.precision, Precision)
@@ -257,9 +258,10 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         ok = bool(self.name) and not self.name.startswith(".") and all(c.isalnum() or c in "._-" for c in self.name)
-        _rule(ok, "study name holds letters, digits, '.', '_' and '-' only", name=self.name)
+        _rule(ok, "study name holds letters, digits, '.', '_' and '-' only", "Choose one with --name.", name=self.name)
         _rule(self.trials >= 1, "trials >= 1", trials=self.trials)
         _rule(self.seeds >= 1, "seeds >= 1", seeds=self.seeds)
+        _rule(self.search_seed >= 0, "search_seed >= 0", search_seed=self.search_seed)
         _rule(self.reduction_factor >= 2, "reduction_factor >= 2", reduction_factor=self.reduction_factor)
         _rule(self.max_failures >= 0, "max_failures >= 0", max_failures=self.max_failures)
         _choice("weights", self.weights, Literal["span", "pair"])

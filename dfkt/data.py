@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfkt.config import DataConfig
+from dfkt.config import KNOWN_SETS, DataConfig
 from dfkt.errors import DataError
 from dfkt.folder import Arrays, find_splits, read_folder
-from dfkt.sets import KNOWN, Source, read_known
+from dfkt.sets import Source, read_known
 
 TEST_FRACTION = 0.2
 TEST_SEED = 0
@@ -202,10 +202,12 @@ def load_data(config: DataConfig, *, test: bool = False) -> ImageSet:
 
 def _read(config: DataConfig, test: bool) -> Source:
     root, folder = Path(config.root).expanduser(), Path(config.name).expanduser()
-    if config.name in KNOWN:
+    if config.name in KNOWN_SETS:
         return read_known(config.name, root, test=test)
     if not folder.is_dir():
-        raise DataError(f"The data must be one of {', '.join(KNOWN)}, or an existing folder, but got {config.name!r}.")
+        raise DataError(
+            f"The data must be one of {', '.join(KNOWN_SETS)}, or an existing folder, but got {config.name!r}."
+        )
     classes, arrays, notes = read_folder(folder, root / "folders", size=config.image_size, test=test)
     owns_test = "test" in find_splits(folder)
     if not owns_test:

@@ -161,6 +161,8 @@ def build_network(config: NetworkConfig, *, num_classes: int, in_channels: int) 
             elsewhere = f"torchvision:{config.name}"
             hint = f" {elsewhere} exists as well." if elsewhere in network_names() else ""
             raise NetworkError(f"{error}{hint}") from None
+        except RuntimeError as error:
+            raise NetworkError(f"Cannot build {config.name} of width {config.width:g}: {_one_line(error)}.") from error
     if config.width != 1.0:
         raise NetworkError(
             f"`width = 1` must hold for {config.name}, but got width={config.width}; only resnetN has it."

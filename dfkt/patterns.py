@@ -71,7 +71,7 @@ def flow_pairs(pattern: str, num_taps: int, group_ends: Sequence[int] = ()) -> t
 def _parse(pattern: str, num_taps: int) -> tuple[str, int]:
     top = num_taps - 1
     family, _, digits = pattern.rpartition("-")
-    if family not in SPANNED or not digits.isdigit():
+    if family not in SPANNED or not digits.isdecimal():
         family, digits = pattern, ""
     if family not in FAMILIES:
         spanned = ", ".join(pattern_name(f, 2) for f in SPANNED)

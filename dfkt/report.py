@@ -40,8 +40,9 @@ def trials_table(study: Study, count: int = 5) -> str:
 def finals_table(study: Study) -> str:
     """Return the methods side by side: mean and standard deviation over seeds, test accuracy last opened."""
     done = study.finals[study.finals.state == "COMPLETE"]
+    failed = int((study.finals.state == "FAIL").sum())
     if done.empty:
-        return "no final runs yet"
+        return f"no final run is complete, {failed} failed" if failed else "no final runs yet"
     scratch = done[done.method == "scratch"].test_accuracy.mean()
     rows = [("method", "seeds", "test %", "over scratch", "val %", "device s", "epochs")]
     for method in sorted(done.method.unique(), key=lambda m: (m == "dfkt", done[done.method == m].number.min())):
@@ -58,7 +59,6 @@ def finals_table(study: Study) -> str:
                 f"{runs.epochs.mean():g}",
             )
         )
-    failed = int((study.finals.state == "FAIL").sum())
     note = f"\n{failed} final runs failed and are not in the table." if failed else ""
     return _align(rows) + note
 

@@ -206,9 +206,12 @@ class StudyStore:
         """Open the study in a folder.
 
         Raises:
-            StudyError: If there is none, or its ``study.json`` is damaged or of another format.
+            StudyError: If there is none, or its ``study.json`` cannot be read, is damaged or of another format.
         """
-        data = storage.read("study.json")
+        try:
+            data = storage.read("study.json")
+        except (OSError, pa.ArrowException) as error:
+            raise StudyError(f"A study's folder must be readable, but {storage.path} is not: {error}.") from error
         if data is None:
             raise StudyError(f"A study's folder must have a study.json, but {storage.path} has none.")
         try:

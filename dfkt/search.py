@@ -22,6 +22,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from dfkt.config import StudyConfig
+from dfkt.report import trial_params
 from dfkt.space import SearchSpace
 
 METRIC = "val_accuracy"
@@ -92,19 +93,43 @@ def tell(study: optuna.Study, number: int, state: str, value: float | None = Non
     study.tell(number, value, state=STATES[state], skip_if_finished=True)
 
 
-def open_optuna(config: StudyConfig, journal: Path, space: SearchSpace) -> optuna.Study:
-    """Open the study's journal; a new one gets the space's starting point as its first trial."""
+def open_optuna(
+    config: StudyConfig, journal: Path, space: SearchSpace, rows: Iterable[Mapping[str, Any]] = ()
+) -> optuna.Study:
+    """Open the study's journal, with every trial that the store has; a new one gets the space's starting point as its first.
+
+    A journal that was deleted, or whose remote copy is older than the store, would number new trials like stored ones.
+    """
     silence_optuna()
     journal.parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{journal}.lock").unlink(missing_ok=True)  # a killed process left it; the study's folder is ours alone
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(journal))),
         study_name=config.name,
         direction="maximize",
         load_if_exists=True,
     )
+    _add_missing(study, {row["number"]: row for row in rows}, space)
     if not study.trials:
         study.enqueue_trial(space.start())
     return study
+
+
+def _add_missing(study: optuna.Study, rows: Mapping[int, Mapping[str, Any]], space: SearchSpace) -> None:
+    for number in range(len(study.trials), max(rows, default=-1) + 1):
+        row = rows.get(number)
+        if row is None:  # asked for, but never started: to be asked for again
+            study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
+            continue
+        sample = optuna.trial.FixedTrial(trial_params(row), number)
+        space(sample)
+        state = STATES.get(row["state"], TrialState.RUNNING)
+        value = row["last_val_accuracy"] if state == TrialState.COMPLETE else None
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state, value=value, params=sample.params, distributions=sample.distributions
+            )
+        )
 
 
 def reconcile(study: optuna.Study, rows: Iterable[Mapping[str, Any]]) -> list[int]:
@@ -114,9 +139,8 @@ def reconcile(study: optuna.Study, rows: Iterable[Mapping[str, Any]]) -> list[in
     """
     finished = {row["number"]: row for row in rows if row["state"] in STATES}
     for number, row in finished.items():
-        if number < len(study.trials):
-            value = row["last_val_accuracy"] if row["state"] == "COMPLETE" else None
-            tell(study, number, row["state"], value)
+        value = row["last_val_accuracy"] if row["state"] == "COMPLETE" else None
+        tell(study, number, row["state"], value)
     return [t.number for t in study.trials if t.number not in finished and t.state != TrialState.WAITING]
 
 
@@ -124,11 +148,10 @@ def build_search(config: StudyConfig, journal: Path, space: SearchSpace, unfinis
     """Return the searcher; its sampler's seed varies with what is stored, since the same seed proposes the same points again."""
     storage = JournalStorage(JournalFileBackend(str(journal)))
     stored = len(optuna.load_study(study_name=config.name, storage=storage).trials)
+    seed = (config.search_seed * 100_003 + stored) % 2**32  # NumPy takes no larger one
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            seed=config.search_seed * 100_003 + stored, multivariate=True, group=True, constant_liar=True
-        )
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
     return ResumingSearch(space, unfinished, sampler=sampler, storage=storage, study_name=config.name)
 
 

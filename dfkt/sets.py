@@ -48,12 +48,9 @@ _TORCHVISION: dict[str, tuple[str, Callable[..., Any], int, bool]] = {
 """Title, constructor, default padding and default flip of torchvision's sets."""
 _UNREADABLE = (RuntimeError, OSError, ValueError, AssertionError, EOFError, KeyError, zlib.error)
 
-KNOWN = (*_TORCHVISION, "digits")
-"""Every name that :func:`read_known` takes."""
-
 
 def read_known(name: str, root: Path, *, test: bool = False) -> Source:
-    """Return the set called ``name``: one of :data:`KNOWN` or ``digits``; ``root`` is torchvision's folder.
+    """Return the set called ``name``: one of :data:`dfkt.config.KNOWN_SETS`; ``root`` is torchvision's folder.
 
     Raises:
         DataError: If it is not in ``root`` and cannot be downloaded.

@@ -32,6 +32,9 @@ class Storage:
         path: A local path (``~`` is the home folder), or a URI that ``pyarrow.fs.FileSystem.from_uri`` takes:
             ``s3://bucket/folder``, ``gs://…``, ``file:///…``. Options behind ``?`` hold for sub-folders too.
 
+    Raises:
+        StudyError: If the path is empty.
+
     Attributes:
         path: The absolute local path (also of a ``file://`` URI), or the URI as given.
         is_local: Whether the folder is on a mounted file system.
@@ -43,6 +46,8 @@ class Storage:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         text = os.fspath(path)
+        if not text:
+            raise StudyError("A study folder must be a path or a URI, but got an empty text.")
         if text.startswith("file://"):
             text = _from_uri(text)[1]
         self.is_local = "://" not in text

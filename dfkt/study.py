@@ -191,7 +191,7 @@ def _search(config: StudyConfig, store: StudyStore, space: SearchSpace, workers:
     if missing <= 0:
         return True
     journal = _journal(store.storage)
-    unfinished = reconcile(open_optuna(config, journal, space), rows)
+    unfinished = reconcile(open_optuna(config, journal, space, rows), rows)
     limit = min(count_groups(workers), missing)
     again = f", {len(done)} done before, {len(unfinished)} taken up again" if rows else ""
     log(f"search: {config.trials} trials{again}, {limit} at a time")

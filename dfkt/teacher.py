@@ -23,7 +23,8 @@ from dfkt.errors import CheckpointError
 from dfkt.methods import build_schedule
 from dfkt.models import build_network, network_taps
 from dfkt.storage import Storage
-from dfkt.train import TappedNetwork, Training, evaluate
+from dfkt.tapped import TappedNetwork
+from dfkt.train import Training, evaluate
 
 WEIGHTS_FILE = "teacher.pt"
 ABOUT_FILE = "teacher.json"
@@ -66,16 +67,18 @@ def find_teacher(config: TeacherConfig, data: ImageSet, log: Log) -> Teacher:
 
     Raises:
         CheckpointError: If a user's checkpoint cannot be read or does not fit.
+        StudyError: If the folder for teachers is not writable.
     """
     if config.checkpoint is not None:
         return _users_own(config, data, log)
     key = teacher_key(config, data)
+    fresh = _build(config, data)
     folder = Path(config.root).expanduser() / f"{config.network.name.replace(':', '_')}-{key}"
-    folder.mkdir(parents=True, exist_ok=True)
+    Storage(folder).check_writable()
     with FileLock(folder / ".lock"):
         found = (folder / ABOUT_FILE).exists()
         if not found:
-            _train(config, data, _build(config, data), Storage(folder), log)
+            _train(config, data, fresh, Storage(folder), log)
         about = json.loads((folder / ABOUT_FILE).read_text())
     network = load_teacher(config, data, Storage(folder))
     how = "found" if found else f"trained in {about['seconds']:.0f} s, kept"
@@ -142,16 +145,15 @@ def _train(config: TeacherConfig, data: ImageSet, network: nn.Module, storage: S
     if state is not None:
         training.load(state)
     began = time.perf_counter() - (state["device_seconds"] if state else 0.0)
-    accuracy = float("nan")
     log(f"training teacher {config.network.name}, {config.train.epochs:g} epochs")
     for record in training.run():
-        accuracy = record["val_accuracy"]
         save_state(storage, training.state())
         log(
             f"  teacher epoch {record['epoch']:.0f}/{config.train.epochs:g}: loss {record['loss']:.3f}, "
-            f"val {100 * accuracy:.2f} %, {record['images_per_second']:.0f} images/s"
+            f"val {100 * record['val_accuracy']:.2f} %, {record['images_per_second']:.0f} images/s"
         )
     save_state(storage, network.state_dict(), WEIGHTS_FILE)
+    accuracy, _ = evaluate(network, data, data.val, config.train)  # a training that goes on may have no epoch left
     about = dataclasses.asdict(config) | {"val_accuracy": accuracy, "seconds": time.perf_counter() - began}
     storage.write(ABOUT_FILE, json.dumps(about, indent=1).encode())
     storage.delete(STATE_FILE)

@@ -5,9 +5,8 @@ Knows no ray and writes no files: a :class:`Training` yields one record per epoc
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,70 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkt.checkpoint import random_state, set_random_state
-from dfkt.config import OptimizerConfig, TrainConfig
-from dfkt.cut import cut, fold_batchnorm, parameters_below
+from dfkt.config import TrainConfig
 from dfkt.data import ImageSet, Split, eval_batches, steps_per_epoch, train_batches
 from dfkt.errors import CheckpointError, NonFiniteLossError
 from dfkt.methods import Features, Schedule, Stage
-from dfkt.taps import Tap, match_taps, measure_taps
+from dfkt.optim import autocast, build_optimizer, learning_rate
+from dfkt.tapped import AdaptedNetwork, FrozenTeacher, TappedNetwork
+from dfkt.taps import match_taps
 
 CHECK_STEPS = 50
 """Steps between looks at whether the loss is still finite; on a GPU every look waits for the device."""
 Record = dict[str, Any]
-
-
-class TappedNetwork:
-    """A network with its taps, and the parts of it that end at some of them, each cut once and kept."""
-
-    def __init__(self, network: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int]) -> None:
-        self.network = network
-        self.taps: tuple[Tap, ...] = measure_taps(network, names, input_shape)
-        self._cuts: dict[tuple[tuple[int, ...], bool], nn.Module] = {}
-
-    def part(self, taps: tuple[int, ...], logits: bool) -> nn.Module:
-        """Return the part that computes some taps (keys ``"0"``, ``"1"``, …) and, where asked for, the logits."""
-        if (taps, logits) not in self._cuts:
-            names = {self.taps[tap].name: str(tap) for tap in taps}
-            part = cut(self.network, names, logits=logits) if taps else _WholeNetwork(self.network)
-            self._cuts[taps, logits] = part
-        return self._cuts[taps, logits]
-
-    def below(self, tap: int) -> frozenset[str]:
-        """Return the names of the parameters that a tap's activation depends on."""
-        return parameters_below(self.network, self.taps[tap].name)
-
-
-class FrozenTeacher(TappedNetwork):
-    """A teacher for inference: evaluation mode, batch norms folded into the convolutions, no gradient, ever."""
-
-    def __init__(self, network: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int]) -> None:
-        folded = fold_batchnorm(network.eval(), names).requires_grad_(False).to(memory_format=torch.channels_last)
-        super().__init__(folded.eval(), names, input_shape)
-
-
-class _WholeNetwork(nn.Module):
-    """A network that is read at its logits only; needs no graph."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the logits under the key of cut networks."""
-        return {"logits": self.network(images)}
-
-
-class _Adapted(nn.Module):
-    """A part of the student with 1x1 convolutions behind the taps whose channels differ from the teacher's."""
-
-    def __init__(self, part: nn.Module, adapters: nn.ModuleDict) -> None:
-        super().__init__()
-        self.part, self.adapters = part, adapters
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return activations by tap, adapted, and logits."""
-        outputs = self.part(images)
-        return {key: self.adapters[key](out) if key in self.adapters else out for key, out in outputs.items()}
 
 
 class Training:
@@ -206,7 +152,7 @@ class Training:
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" in frozen
         ]
         used = nn.ModuleDict({str(t): self.adapters[str(t)] for t in stage.taps if str(t) in self.adapters})
-        model: nn.Module = _Adapted(part, used)
+        model: nn.Module = AdaptedNetwork(part, used)
         trainable = [p for p in model.parameters() if p.requires_grad]
         if self.config.compile:
             model = torch.compile(model)  # type: ignore[assignment]
@@ -328,42 +274,6 @@ class Training:
             "images": self.step * self.batch_size,
             "rung_epoch": None if share is None else share * self.ends[-1] / self.epoch_steps,
         }
-
-
-def build_optimizer(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> torch.optim.SGD:
-    """Return SGD as configured; the loop sets its rate at every step."""
-    return torch.optim.SGD(
-        parameters,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        foreach=True,
-    )
-
-
-def learning_rate(config: OptimizerConfig, progress: float) -> float:
-    """Return the rate at a share of a stage.
-
-    Args:
-        config: Start rate and schedule.
-        progress: Steps done over steps of the stage, in [0, 1).
-
-    Example:
-        >>> [round(learning_rate(OptimizerConfig(lr=0.1, schedule="step"), p), 4) for p in (0.0, 0.5, 0.75)]
-        [0.1, 0.01, 0.001]
-    """
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    if config.schedule == "step":
-        return config.lr * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
-    return config.lr
-
-
-def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Return the mixed-precision context: bfloat16 where asked for, or where a GPU has it and ``auto`` leaves the choice."""
-    auto = config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=auto or config.precision == "bfloat16")
 
 
 def evaluate(

@@ -25,9 +25,10 @@ from dfkt.errors import RunError
 from dfkt.methods import build_schedule, needs_teacher
 from dfkt.models import build_network, network_taps
 from dfkt.storage import Storage
+from dfkt.tapped import FrozenTeacher, TappedNetwork
 from dfkt.taps import group_ends
 from dfkt.teacher import load_teacher
-from dfkt.train import FrozenTeacher, Record, TappedNetwork, Training, evaluate
+from dfkt.train import Record, Training, evaluate
 
 Payload = dict[str, Any]
 Report = Callable[[Payload], None]
@@ -136,7 +137,7 @@ def run_job(job: Job, report: Report, *, device: torch.device, rank: int = 0, wo
 
     Every report holds ``records`` (the epochs not reported by this attempt before; after a restart, all of them),
     ``val_accuracy`` and ``rung_epoch`` once the student can classify, and
-    ``complete``. A run that cannot go on reports ``failure``.
+    ``complete``. A run that cannot go on reports ``failure``, with all its records.
     A job with ``test`` that is done already returns at once.
 
     Args:
@@ -149,19 +150,19 @@ def run_job(job: Job, report: Report, *, device: torch.device, rank: int = 0, wo
     if job.test and storage.exists(RESULT_FILE):
         return
     clock = _Clock()
+    history: list[Record] = []
     _reset_peak_memory(device)
     try:
         data = images_for(job.config.data, device)
         training = build_training(job.config, data, job.teacher, rank, world)
-        history: list[Record] = []
         state = load_state(storage)
         if state is not None:
-            history = state.pop("history")
+            history += state.pop("history")
             clock.go_on(state.pop("clock"))
             training.load(state)
         _train(job, training, storage, history, clock, report, device)
     except RunError as error:
-        _finish(job, {"records": [], "failure": str(error), **clock.read()}, report, rank)
+        _finish(job, {"records": history, "failure": str(error), **clock.read()}, history, report, rank)
 
 
 def _train(
@@ -188,13 +189,13 @@ def _train(
         last |= _test(job, training.student.network, training, device)
         if training.rank == 0:
             save_state(storage, training.student.network.state_dict(), STUDENT_FILE)
-    _finish(job, last | clock.read(), report, training.rank)
+    _finish(job, last | clock.read(), history, report, training.rank)
 
 
-def _finish(job: Job, payload: Payload, report: Report, rank: int) -> None:
-    """Make a job's last report; a job that opened the test split keeps it as a file, written last."""
+def _finish(job: Job, payload: Payload, history: list[Record], report: Report, rank: int) -> None:
+    """Make a job's last report; a job that opened the test split keeps it, with all records, as a file, written last."""
     if job.test and rank == 0:
-        Storage(job.storage).write(RESULT_FILE, json.dumps(payload).encode())
+        Storage(job.storage).write(RESULT_FILE, json.dumps(payload | {"records": history}).encode())
     report(payload)
 
 

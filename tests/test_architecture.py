@@ -13,10 +13,11 @@ from dfkt.config import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 ROOMS = [
-    *("errors", "config", "storage", "folder", "sets", "data", "models", "taps", "cut", "patterns", "flow", "losses"),
+    *("errors", "config", "storage", "folder", "sets", "data", "models", "taps", "cut", "tapped", "patterns", "flow", "losses"),
     *(
         "methods",
         "checkpoint",
+        "optim",
         "train",
         "teacher",
         "results",

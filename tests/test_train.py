@@ -12,8 +12,10 @@ from dfkt.data import ImageSet
 from dfkt.errors import CheckpointError, NonFiniteLossError
 from dfkt.methods import build_schedule
 from dfkt.models import ResNet, build_network
+from dfkt.optim import learning_rate
+from dfkt.tapped import FrozenTeacher, TappedNetwork
 from dfkt.taps import group_ends
-from dfkt.train import FrozenTeacher, TappedNetwork, Training, evaluate, learning_rate
+from dfkt.train import Training, evaluate
 
 RUN = RunConfig(
     flow=FlowConfig(pattern="dense-2", order="local", rounds=2, share=0.5, freeze_below=True),
