@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dfkt.config import FlowNorm
 from dfkt.errors import FlowShapeError
@@ -152,8 +154,30 @@ def _fsp(lowers: list[Tensor], uppers: list[Tensor]) -> Tensor:
     """Return the FSP matrices of every lower with every upper map, all on one grid: ``[B, sum of M, sum of N]``."""
     if lowers[0].shape[0] != uppers[0].shape[0]:
         raise FlowShapeError(f"Batch sizes must agree, but got {lowers[0].shape[0]} and {uppers[0].shape[0]}.")
-    left, right = _side_by_side(lowers), _side_by_side(uppers)
-    return torch.bmm(left.transpose(1, 2), right).mul_(1 / right.shape[1])
+    product: Tensor = _Product.apply(_side_by_side(lowers), _side_by_side(uppers))
+    return product
+
+
+class _Product(torch.autograd.Function):
+    """``left[b].T @ right[b] / positions``, whose gradients lie as its inputs do.
+
+    PyTorch's own gradient of ``bmm`` would lie transposed, and everything below it in the student's backward pass would
+    copy its way back to channels-last.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+        """Multiply ``[B, P, M]`` with ``[B, P, N]`` to ``[B, M, N]``."""
+        ctx.save_for_backward(left, right)
+        return torch.bmm(left.transpose(1, 2), right).mul_(1 / right.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of both factors."""
+        left, right = ctx.saved_tensors
+        gradient = gradient * (1 / right.shape[1])
+        return torch.bmm(right, gradient.transpose(1, 2)), torch.bmm(left, gradient)
 
 
 def _side_by_side(maps: list[Tensor]) -> Tensor:
