@@ -121,7 +121,7 @@ def _add_missing(study: optuna.Study, rows: Mapping[int, Mapping[str, Any]], spa
         if row is None:  # asked for, but never started: to be asked for again
             study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
             continue
-        sample = optuna.trial.FixedTrial(trial_params(row), number)
+        sample = optuna.trial.FixedTrial(trial_params(dict(row)), number)
         space(sample)
         state = STATES.get(row["state"], TrialState.RUNNING)
         value = row["last_val_accuracy"] if state == TrialState.COMPLETE else None

@@ -15,10 +15,9 @@ from dfkt.config import NetworkConfig, RunConfig, StudyConfig, TeacherConfig
 from dfkt.models import build_network
 from dfkt.storage import Storage
 
-TINY = (
-    "--data digits --limit-train 300 --limit-test 60 --teacher resnet8 --teacher-width 0.5 --student-width 0.25 "
-    "--teacher-epochs 1 --batch-size 64"
-).split()
+DATA = ["--data", "digits", "--limit-train", "300", "--limit-test", "60", "--batch-size", "64"]
+NETWORKS = ["--teacher", "resnet8", "--teacher-width", "0.5", "--student-width", "0.25", "--teacher-epochs", "1"]
+TINY = [*DATA, *NETWORKS]
 
 
 @pytest.fixture(autouse=True)
@@ -247,7 +246,7 @@ def test_a_run_that_explodes_has_exit_code_1(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.slow
 def test_a_teacher_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = "teacher --data digits --limit-train 300 --teacher resnet8 --teacher-root teachers --epochs 1".split()
+    argv = ["teacher", *DATA, "--teacher", "resnet8", "--teacher-root", "teachers", "--epochs", "1"]
     assert main(argv) == 0
     assert "trained in" in capsys.readouterr().out
     assert main(argv) == 0

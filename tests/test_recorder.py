@@ -49,18 +49,23 @@ class Run:
         self.recorder = Recorder(store, CONFIG, Path("unused"), self.lines.append)
 
     def start(self, trial: Any) -> None:
+        """Tune starts the trial, or starts it again."""
         self.recorder.on_trial_start(0, [], trial)
 
     def result(self, trial: Any, reported: dict[str, Any]) -> None:
+        """The trial reports."""
         self.recorder.on_trial_result(0, [], trial, reported)
 
     def complete(self, trial: Any) -> None:
+        """The trial ended, or was stopped."""
         self.recorder.on_trial_complete(0, [], trial)
 
     def error(self, trial: Any) -> None:
+        """The trial's process failed."""
         self.recorder.on_trial_error(0, [], trial)
 
     def row(self, number: int = 0) -> dict[str, Any]:
+        """Return what the store has of a trial."""
         (found,) = (row for row in self.store.trial_rows() if row["number"] == number)
         return found
 

@@ -60,7 +60,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def address(home: Path) -> Iterator[str]:
     """The address of a cluster that lasts as long as this file's tests."""
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert holder.stdin is not None
     assert holder.stdout is not None

@@ -1,0 +1,79 @@
+"""One flow weight per span, or one per pair: which does the search find better settings with?
+
+Runs the same number of Optuna trials, drawn as a study draws them, with either space and several sampler seeds, on
+digits with two fifths of
+the training images as val; no early stopping, one process. Prints the best val accuracy after every quarter of the trials.
+
+Command     python benchmarks/weights.py [--trials 24] [--searches 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import warnings
+
+import optuna
+
+from dfkt.config import DataConfig, NetworkConfig, RunConfig, TeacherConfig, TrainConfig
+from dfkt.search import silence_optuna
+from dfkt.space import SearchSpace, resolve
+from dfkt.storage import Storage
+from dfkt.teacher import find_teacher, publish_teacher
+from dfkt.worker import Job, Payload, images_for, pick_device, run_job, set_threads
+
+BASE = RunConfig(
+    data=DataConfig(name="digits", val_fraction=0.4),
+    teacher=TeacherConfig(network=NetworkConfig(name="resnet14"), train=TrainConfig(epochs=20, batch_size=64)),
+    student=NetworkConfig(name="resnet8", width=0.5),
+    train=TrainConfig(epochs=6, batch_size=64, checkpoint_every=100),
+)
+NUM_TAPS = 4
+
+
+def search(weights: str, seed: int, trials: int, folder: str) -> list[float]:
+    """Return the best val accuracy so far after each trial."""
+    space = SearchSpace(NUM_TAPS, weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.enqueue_trial(space.start())
+    best: list[float] = []
+    for number in range(trials):
+        trial = study.ask()
+        reports: list[Payload] = []
+        job = Job(resolve(space(trial), BASE), f"{folder}/{weights}-{seed}-{number}", folder)
+        run_job(job, reports.append, device=pick_device())
+        accuracy = reports[-1].get("val_accuracy")
+        study.tell(trial, accuracy, state=None if accuracy is not None else optuna.trial.TrialState.FAIL)
+        best.append(max([accuracy or 0.0, *best[-1:]]))
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--searches", type=int, default=4)
+    arguments = parser.parse_args()
+    silence_optuna()
+    set_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = find_teacher(BASE.teacher, images_for(BASE.data, pick_device()), print)
+        publish_teacher(teacher, Storage(folder))
+        marks = [round(arguments.trials * quarter / 4) for quarter in range(1, 5)]
+        print(f"best val %, mean and standard deviation over {arguments.searches} searches, after so many trials:")
+        print(f"{'weights':<10}" + "".join(f"{mark:>16}" for mark in marks))
+        for weights in ("span", "pair"):
+            runs = [search(weights, seed, arguments.trials, folder) for seed in range(arguments.searches)]
+            cells = []
+            for mark in marks:
+                values = [100 * run[mark - 1] for run in runs]
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                cells.append(f"{statistics.mean(values):.2f} ± {spread:.2f}")
+            print(f"{weights:<10}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
