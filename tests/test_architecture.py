@@ -13,7 +13,21 @@ from dfkt.config import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 ROOMS = [
-    *("errors", "config", "storage", "folder", "sets", "data", "models", "taps", "cut", "tapped", "patterns", "flow", "losses"),
+    *(
+        "errors",
+        "config",
+        "storage",
+        "folder",
+        "sets",
+        "data",
+        "models",
+        "taps",
+        "cut",
+        "tapped",
+        "patterns",
+        "flow",
+        "losses",
+    ),
     *(
         "methods",
         "checkpoint",

@@ -127,7 +127,9 @@ def test_parameters_that_a_condition_left_out_are_absent_and_the_others_plain(tm
 
 @pytest.mark.parametrize("teacher", [META["teacher"], {"network": "resnet26", "val_accuracy": 0.9}])
 def test_the_report_names_teacher_and_student(tmp_path, teacher):
-    report = study_report(study(tmp_path, [trial(0, accuracy=0.5)], [final(0, "dfkt", 0.8)], META | {"teacher": teacher}))
+    report = study_report(
+        study(tmp_path, [trial(0, accuracy=0.5)], [final(0, "dfkt", 0.8)], META | {"teacher": teacher})
+    )
 
     assert ("teacher resnet26: val 90.00 %, test 89.12 %" in report) == ("test_accuracy" in teacher)
     assert "teacher resnet26: val 90.00 %" in report

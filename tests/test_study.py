@@ -19,8 +19,16 @@ import pytest
 
 from dfkt.__main__ import run_script
 from dfkt.cluster import ENVIRONMENT
-from dfkt.config import DataConfig, FlowConfig, NetworkConfig, OptimizerConfig, RunConfig, StudyConfig, TeacherConfig
-from dfkt.config import TrainConfig as Train
+from dfkt.config import (
+    DataConfig,
+    FlowConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    RunConfig,
+    StudyConfig,
+    TeacherConfig,
+    TrainConfig,
+)
 from dfkt.errors import ConfigError, StudyError
 from dfkt.results import read_study
 from dfkt.storage import Storage
@@ -70,7 +78,9 @@ def address(home: Path) -> Iterator[str]:
     assert holder.stdout is not None
     with holder, holder.stdin, holder.stdout:
         lines = (line.split() for line in holder.stdout)
-        yield next(words[1] for words in lines if words[:1] == ["address"])
+        found = next((words[1] for words in lines if words[:1] == ["address"]), None)
+        assert found, "Ray did not start"  # on a busy machine its parts time out
+        yield found
         holder.stdin.close()
         holder.wait(60)
 
@@ -81,11 +91,11 @@ def tiny(home: Path, name: str, **changes: Any) -> StudyConfig:
         data=DataConfig(name="digits", limit_train=300, limit_test=60),
         teacher=TeacherConfig(
             network=NetworkConfig(name="resnet8", width=0.5),
-            train=Train(epochs=1, batch_size=64),
+            train=TrainConfig(epochs=1, batch_size=64),
             root=str(home / "teachers"),
         ),
         student=NetworkConfig(name="resnet8", width=0.25),
-        train=Train(epochs=2, batch_size=64),
+        train=TrainConfig(epochs=2, batch_size=64),
     )
     settings: dict[str, Any] = {"base": base, "trials": 2, "seeds": 1, "baselines": ("scratch",)}
     return StudyConfig(name=name, **{**settings, "early_stopping": False, **changes})
@@ -156,7 +166,9 @@ def test_another_configuration_is_refused_with_the_difference_named(
     first: StudyResult, home: Path, address: str
 ) -> None:
     config = tiny(home, "first")
-    longer = dataclasses.replace(config, base=dataclasses.replace(config.base, train=Train(epochs=5, batch_size=64)))
+    longer = dataclasses.replace(
+        config, base=dataclasses.replace(config.base, train=TrainConfig(epochs=5, batch_size=64))
+    )
     with pytest.raises(StudyError, match=r"base\.train\.epochs was 2, is 5"):
         run(longer, home, address)
 

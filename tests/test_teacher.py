@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import synthetic_images
 
 from dfkt import teacher as module
 from dfkt.checkpoint import load_state
@@ -17,8 +18,6 @@ from dfkt.errors import CheckpointError
 from dfkt.storage import Storage
 from dfkt.teacher import check_checkpoint, find_teacher, load_teacher, publish_teacher, teacher_key
 from dfkt.train import evaluate
-
-from .conftest import synthetic_images
 
 
 @pytest.fixture
