@@ -72,11 +72,13 @@ def fit_workers(wanted: Workers) -> Workers:
     """Return what one run spans, checked against the cluster; GPUs left open are one per worker where there are any.
 
     Raises:
-        ConfigError: If the cluster has not that many CPUs or GPUs.
+        ConfigError: If the cluster has not that many CPUs or GPUs, or a GPU would be shared within one run.
     """
     has = ray.cluster_resources()
     gpus = wanted.gpus if wanted.gpus is not None else float(has.get("GPU", 0) >= 1)
     workers = replace(wanted, gpus=gpus)
+    if workers.count > 1 and gpus % 1:
+        raise ConfigError(f"`gpus_per_worker` must be whole for several workers per run, but got {gpus:g}.")
     for name, each in workers.resources.items():
         need, have = each * workers.count, has.get(name, 0)
         if need > have:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -47,7 +48,7 @@ def run_finals(config: StudyConfig, store: StudyStore, workers: Workers, log: Lo
     todo = [job for job in jobs if job.number not in known]
     if not todo:
         return True
-    single = replace(workers, count=1)
+    single = replace(workers, count=1, gpus=math.ceil(workers.gpus or 0))  # NCCL takes one worker per GPU
     group = replace(workers, count=count_groups(single))
     log(f"final runs: {len(todo)} on one group of {group.count} workers; test is opened at the end of each")
     with _collecting(store, todo, log):

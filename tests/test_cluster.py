@@ -39,6 +39,7 @@ def test_as_many_groups_fit_as_the_scarcest_resource_allows(has):
     [
         (Workers(count=3, gpus=1), "A run of 3 workers takes 3 GPU, but the cluster has 2"),
         (Workers(count=9, gpus=0), "A run of 9 workers takes 9 CPU, but the cluster has 8"),
+        (Workers(count=2, gpus=0.5), "`gpus_per_worker` must be whole for several workers per run, but got 0.5"),
         (Workers(cpus=16), "A run of 1 workers takes 16 CPU, but the cluster has 8"),
     ],
 )
