@@ -105,7 +105,7 @@ def outputs(notebook: Any) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("count", "options"),
     [(18, {}), (2, {}), (0, {"journal": False, "finals": False})],
@@ -128,7 +128,7 @@ def test_it_runs_through_and_draws_every_figure(tmp_path, count, options):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_without_a_study_it_says_what_to_do(tmp_path):
     message = execute(tmp_path / "absent", tmp_path)
 

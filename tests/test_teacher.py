@@ -86,14 +86,14 @@ def _ask(config: TeacherConfig, queue: "multiprocessing.Queue[list[str]]") -> No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_processes_that_ask_at_once_train_once(config):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [context.Process(target=_ask, args=(config, queue), daemon=True) for _ in range(2)]
     for process in processes:
         process.start()
-    lines = [line for _ in processes for line in queue.get(timeout=100)]
+    lines = [line for _ in processes for line in queue.get(timeout=250)]
     for process in processes:
         process.join()
 
