@@ -58,7 +58,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (TrainConfig, {"epochs": 0}, "epochs > 0"),
     (TrainConfig, {"epochs": math.inf}, "epochs > 0"),
     (TrainConfig, {"batch_size": 0}, "batch_size >= 1"),
-    (TrainConfig, {"seed": -1}, "seed >= 0"),
+    (TrainConfig, {"seed": -1}, "0 <= seed < 2**63"),
     (TrainConfig, {"clip_norm": 0}, "clip_norm > 0"),
     (TrainConfig, {"checkpoint_every": 0}, "checkpoint_every >= 1"),
     (StudyConfig, {"name": ""}, "study name holds letters"),
