@@ -92,8 +92,10 @@ def _add_networks(parser: argparse.ArgumentParser, *, student: bool = True) -> N
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=float, help="epochs of a student's whole run, flow stages counted in")
-    group.add_argument("--batch-size", type=int, help="images per step, over all workers together")
+    group.add_argument(
+        "--epochs", type=float, help="of a student's whole run, flow stages counted in (default: the script's, or 60)"
+    )
+    group.add_argument("--batch-size", type=int, help="images per step, over all workers together (default: 128)")
     group.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="mixed precision (default: auto)")
     group.add_argument("--compile", action="store_true", default=None, help="run the student through torch.compile")
     group.add_argument("--clip-norm", type=float, help="clip the gradient's norm")
@@ -110,6 +112,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--baselines", help="methods beside the winner, separated by commas: scratch, kd, fsp")
     group.add_argument("--weights", choices=("span", "pair"), help="search one flow weight per span, or per pair")
     group.add_argument("--no-early-stopping", action="store_true", help="let every trial run to its end")
+    group.add_argument("--max-failures", type=int, help="restarts of a trial whose process died (default: 2)")
     group.add_argument("--search-seed", type=int, help="seed of Optuna's sampler")
     group.add_argument("--smoke", action="store_true", help="shrink the study to a smoke run of a minute")
     _add_data(parser)
@@ -218,6 +221,7 @@ def study_config(config: StudyConfig, a: argparse.Namespace) -> StudyConfig:
         weights=a.weights,
         early_stopping=False if a.no_early_stopping else None,
         search_seed=a.search_seed,
+        max_failures=a.max_failures,
     )
     assert isinstance(changed, StudyConfig)
     return changed
@@ -262,19 +266,29 @@ def _say(line: str) -> None:
 
 def _add_distill(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("method")
+    group.add_argument("--trial", help="start from a study's best trial, or from one: results/NAME, or results/NAME:12")
     group.add_argument("--method", default="dfkt", choices=("scratch", "kd", "fsp", "dfkt"))
     group.add_argument(
-        "--pattern", help="overlap pattern: adjacent, group-ends, sliding-S, from-bottom, to-top, dense-S"
+        "--pattern",
+        help="adjacent, group-ends, sliding-S, from-bottom, to-top or dense-S, S the span (default: dense-3)",
     )
-    group.add_argument("--order", choices=("cumulative", "local", "joint"), help="which pairs a flow stage trains")
-    group.add_argument("--norm", choices=("relative", "mean", "sum"), help="how a pair's distance is normalised")
-    group.add_argument("--rounds", type=int, help="passes through the flow stages")
-    group.add_argument("--flow-share", type=float, help="share of the epochs spent in flow stages")
-    group.add_argument("--flow-lr", type=float, help="learning rate of the flow stages")
+    group.add_argument(
+        "--order",
+        choices=("cumulative", "local", "joint"),
+        help="pairs of stage k: local (upper tap k), cumulative (<= k; default), joint (all)",
+    )
+    group.add_argument(
+        "--norm",
+        choices=("relative", "mean", "sum"),
+        help="of a pair's distance: to the teacher's norm (default), per entry, not at all",
+    )
+    group.add_argument("--rounds", type=int, help="passes through the flow stages (default: 1)")
+    group.add_argument("--flow-share", type=float, help="share of the epochs spent in flow stages (default: 1/3)")
+    group.add_argument("--flow-lr", type=float, help="learning rate of the flow stages (default: 0.1)")
     group.add_argument(
         "--freeze-below", action="store_true", default=None, help="freeze the layers below a stage's lowest tap"
     )
-    group.add_argument("--lr", type=float, help="learning rate of the task stage")
+    group.add_argument("--lr", type=float, help="learning rate of the task stage (default: 0.1)")
     group.add_argument("--kd-weight", type=float, help="weight of soft targets in the task stage")
     group.add_argument("--temperature", type=float, help="temperature of soft targets")
     group.add_argument("--seed", type=int, help="initial weights, order of images, augmentation")
@@ -284,10 +298,23 @@ def _add_distill(parser: argparse.ArgumentParser) -> None:
     _add_training(parser)
 
 
+def _start(trial: str | None) -> RunConfig:
+    """Return the configuration that ``--trial`` names: a study's best trial, or the one behind the colon."""
+    from dfkt.report import trial_config
+    from dfkt.results import read_study
+
+    if trial is None:
+        return RunConfig()
+    folder, _, number = trial.rpartition(":")
+    if folder and number.isdecimal():
+        return trial_config(read_study(folder), int(number))
+    return trial_config(read_study(trial))
+
+
 def _distill_config(a: argparse.Namespace) -> RunConfig:
     from dfkt.methods import baseline
 
-    config = _with_run(RunConfig(), a)
+    config = _with_run(_start(a.trial), a)
     if a.method != "dfkt":
         config = baseline(config, a.method)
     optimizer = None if a.flow_lr is None else OptimizerConfig(lr=a.flow_lr)

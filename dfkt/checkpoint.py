@@ -72,7 +72,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
             loaded = loaded[name]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise CheckpointError(f"Teacher checkpoint {path} must hold a state dict, but holds {type(loaded).__name__}.")
-    return {name.removeprefix("module."): value for name, value in loaded.items()}
+    return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in loaded.items()}
 
 
 def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], path: str, what: str) -> None:

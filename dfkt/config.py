@@ -266,7 +266,12 @@ class StudyConfig:
         _rule(self.max_failures >= 0, "max_failures >= 0", max_failures=self.max_failures)
         _choice("weights", self.weights, Literal["span", "pair"])
         for method in self.baselines:
-            _choice("baselines", method, Method)
+            _choice("baselines", method, Literal["scratch", "kd", "fsp"])
+        _rule(
+            len(set(self.baselines)) == len(self.baselines),
+            "baselines differ from each other",
+            baselines=self.baselines,
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -19,9 +19,8 @@ from dfkt.cluster import count_groups
 from dfkt.config import RunConfig, StudyConfig, config_key, to_dict
 from dfkt.methods import baseline, needs_teacher
 from dfkt.recorder import now, summarise
-from dfkt.report import best_trials, trial_params
+from dfkt.report import best_trials, trial_config
 from dfkt.results import StudyStore, read_study
-from dfkt.space import resolve
 from dfkt.storage import Storage
 from dfkt.train import evaluate
 from dfkt.trial import Workers, run_jobs
@@ -60,10 +59,11 @@ def run_finals(config: StudyConfig, store: StudyStore, workers: Workers, log: Lo
 
 def _jobs(config: StudyConfig, store: StudyStore) -> list[Job]:
     """Return a job per method and seed, numbered for good: one that was listed before keeps its number."""
-    best = best_trials(read_study(store.storage).trials, 1)
+    study = read_study(store.storage)
+    best = best_trials(study.trials, 1)
     if best.empty:
         return []
-    winner = resolve(trial_params(best.iloc[0]), config.base)
+    winner = trial_config(study)
     store.update_meta(best={"trial": int(best.iloc[0].number), "config": to_dict(winner)})
     runs = [*(baseline(config.base, method) for method in config.baselines), winner]
     listed: list[str] = list(store.meta.get("finals", []))

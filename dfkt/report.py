@@ -1,4 +1,4 @@
-"""A study's tables as text, from what :mod:`dfkt.results` reads."""
+"""A study's tables as text, and its trials as configurations, from what :mod:`dfkt.results` reads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from dfkt.config import RunConfig, from_dict
+from dfkt.errors import StudyError
 from dfkt.results import Study
-from dfkt.space import describe_params
+from dfkt.space import describe_params, resolve
 
 
 def trial_params(row: pd.Series[Any] | dict[str, Any]) -> dict[str, Any]:
@@ -24,6 +26,19 @@ def best_trials(trials: pd.DataFrame, count: int) -> pd.DataFrame:
     """Return the complete trials with the highest last ``val`` accuracy; earlier ones first where equal."""
     complete = trials[trials.state == "COMPLETE"].dropna(subset="last_val_accuracy")
     return complete.sort_values(["last_val_accuracy", "number"], ascending=[False, True]).head(count)
+
+
+def trial_config(study: Study, number: int | None = None) -> RunConfig:
+    """Return the configuration of a trial, by default the best one's.
+
+    Raises:
+        StudyError: If there is no such trial, or none is complete.
+    """
+    rows = best_trials(study.trials, 1) if number is None else study.trials[study.trials.number == number]
+    if rows.empty:
+        what = "complete trial" if number is None else f"trial {number}"
+        raise StudyError(f"Study {study.name} has no {what}.")
+    return resolve(trial_params(rows.iloc[0]), from_dict(RunConfig, study.meta["config"]["base"]))
 
 
 def trials_table(study: Study, count: int = 5) -> str:
@@ -70,8 +85,11 @@ def study_report(study: Study, count: int = 5) -> str:
     if teacher:
         test = f", test {_percent(teacher['test_accuracy'])} %" if "test_accuracy" in teacher else ""
         lines.append(f"teacher {teacher['network']}: val {_percent(teacher['val_accuracy'])} %{test}")
-    lines += [f"student {study.meta['config']['base']['student']['name']}, mean ± standard deviation over seeds:"]
-    lines += [finals_table(study), FINALS_NOTE]
+    student = study.meta["config"]["base"]["student"]
+    width = f" at {student['width']:g} of its width" if student.get("width", 1) != 1 else ""
+    lines += [f"student {student['name']}{width}, mean ± standard deviation over seeds:", finals_table(study)]
+    if not study.finals.empty:
+        lines += [FINALS_NOTE]
     return "\n".join(lines)
 
 

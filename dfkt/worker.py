@@ -8,6 +8,7 @@ checkpoint in its folder, in whatever process it is started again.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,7 +163,9 @@ def run_job(job: Job, report: Report, *, device: torch.device, rank: int = 0, wo
             training.load(state)
         _train(job, training, storage, history, clock, report, device)
     except RunError as error:
-        _finish(job, {"records": history, "failure": str(error), **clock.read()}, history, report, rank)
+        spent = {"device_seconds": sum(record["seconds"] for record in history) * world, "workers": world}
+        failure = {"records": history, "failure": str(error), "peak_memory_bytes": _peak_memory(device)}
+        _finish(job, failure | spent | clock.read(), history, report, rank)
 
 
 def _train(
@@ -237,7 +240,7 @@ def _shape(data: ImageSet) -> tuple[int, int, int]:
 def _reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _CLEAR_REFS.exists():
+    elif os.access(_CLEAR_REFS, os.W_OK):
         _CLEAR_REFS.write_text("5")  # proc(5): resets VmHWM
 
 
@@ -245,7 +248,7 @@ def _peak_memory(device: torch.device) -> int | None:
     """Return the most memory held since the run began, in bytes: the GPU's, or the process's; ``None`` if not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if not _CLEAR_REFS.exists():
+    if not os.access(_CLEAR_REFS, os.W_OK):
         return None
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

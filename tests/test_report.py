@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from dfkt.report import best_trials, finals_table, study_report, trial_params, trials_table
+from dfkt.config import RunConfig, TrainConfig, to_dict
+from dfkt.errors import StudyError
+from dfkt.report import best_trials, finals_table, study_report, trial_config, trial_params, trials_table
 from dfkt.results import Study, StudyStore, read_study
-from dfkt.space import SearchSpace
+from dfkt.space import SearchSpace, resolve
 from dfkt.storage import Storage
 
 SPACE = SearchSpace(4)
@@ -134,3 +136,16 @@ def test_the_report_names_teacher_and_student(tmp_path, teacher):
     assert ("teacher resnet26: val 90.00 %, test 89.12 %" in report) == ("test_accuracy" in teacher)
     assert "teacher resnet26: val 90.00 %" in report
     assert "student resnet8" in report
+
+
+def test_a_trials_configuration_is_what_it_ran_with(tmp_path: Path) -> None:
+    base = RunConfig(train=TrainConfig(epochs=7))
+    store = StudyStore.create(Storage(tmp_path / "s"), SPACE.types(), {"config": {"base": to_dict(base)}})
+    for number, accuracy in enumerate((0.5, 0.9)):
+        store.save_trial(trial(number, accuracy=accuracy, param_flow_lr=0.25 + number))
+    study = read_study(tmp_path / "s")
+
+    assert trial_config(study) == trial_config(study, 1)
+    assert trial_config(study, 0) == resolve(PARAMS | {"flow_lr": 0.25}, base)
+    with pytest.raises(StudyError, match="has no trial 2"):
+        trial_config(study, 2)
