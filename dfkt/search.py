@@ -96,7 +96,7 @@ def tell(study: optuna.Study, number: int, state: str, value: float | None = Non
 def open_optuna(
     config: StudyConfig, journal: Path, space: SearchSpace, rows: Iterable[Mapping[str, Any]] = ()
 ) -> optuna.Study:
-    """Open the study's journal, with every trial that the store has; a new one gets the space's starting point as its first.
+    """Open the study's journal, with every trial that the store has; a new one begins with the space's starts.
 
     A journal that was deleted, or whose remote copy is older than the store, would number new trials like stored ones.
     """
@@ -111,7 +111,8 @@ def open_optuna(
     )
     _add_missing(study, {row["number"]: row for row in rows}, space)
     if not study.trials:
-        study.enqueue_trial(space.start())
+        for params in space.starts():
+            study.enqueue_trial(params)
     return study
 
 

@@ -114,6 +114,10 @@ class SearchSpace:
             params |= dict.fromkeys(self._weight_names(flow_pairs("dense", self.num_taps)), 1.0)
         return params
 
+    def starts(self) -> tuple[Params, ...]:
+        """Return what a study tries before it samples: :meth:`start`, and the same with KD's reference soft targets."""
+        return self.start(), self.start() | {"soft_targets": True, "kd_weight": 0.9, "temperature": 4.0}
+
 
 def resolve(params: Mapping[str, Any], base: RunConfig) -> RunConfig:
     """Return the run that sampled parameters stand for; what they do not say comes from ``base``.

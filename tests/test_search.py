@@ -109,7 +109,7 @@ def test_a_kill_between_optunas_write_and_the_stores_does_the_trial_again(
 
     study, again = begin(journal, rows)
 
-    assert states(study) == [TrialState.COMPLETE]
+    assert states(study) == [TrialState.COMPLETE, TrialState.WAITING]
     assert again.suggest("x") == before
     again.on_trial_result("x", FLOW_RESULT)
     again.on_trial_result("x", judged(0.6, 3.0))
@@ -124,7 +124,7 @@ def test_a_trial_that_both_know_to_be_finished_stays_as_it_is(journal: Path) -> 
 
     study, again = begin(journal, [row(0, "COMPLETE", 0.5)])
 
-    assert (states(study), study.trials[0].value) == ([TrialState.COMPLETE], 0.5)
+    assert (states(study), study.trials[0].value) == ([TrialState.COMPLETE, TrialState.WAITING], 0.5)
     new = again.suggest("x")
     assert new is not None
     assert new["number"] == 1
@@ -136,7 +136,7 @@ def test_a_trial_that_both_know_to_be_running_is_done_again(journal: Path) -> No
     study, again = begin(journal, [row(0, "RUNNING")])
     assert again.suggest("x") == before
     again.on_trial_complete("x", judged(0.5, complete=True))
-    assert states(study) == [TrialState.COMPLETE]
+    assert states(study) == [TrialState.COMPLETE, TrialState.WAITING]
 
 
 def test_a_kill_before_the_first_trial_was_asked_for_leaves_it_to_be_asked_for(journal: Path) -> None:
@@ -248,3 +248,16 @@ def test_the_scheduler_knows_the_rungs_that_earlier_trials_reached() -> None:
 
 def test_without_early_stopping_there_is_no_scheduler() -> None:
     assert build_scheduler(StudyConfig(name="toy", early_stopping=False), [], {}) is None
+
+
+def test_a_study_begins_with_its_starts_without_and_with_soft_targets(journal: Path) -> None:
+    _, search = begin(journal, [])
+    first, second = search.suggest("a"), search.suggest("b")
+
+    assert first is not None
+    assert second is not None
+    assert (first["number"], second["number"]) == (0, 1)
+    assert {name: second[name] for name in first if name not in ("number", "soft_targets")} == {
+        name: value for name, value in first.items() if name not in ("number", "soft_targets")
+    }
+    assert (first["soft_targets"], second["kd_weight"], second["temperature"]) == (False, 0.9, 4.0)
