@@ -99,7 +99,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=int, help="images per step, over all workers together (default: 128)")
     group.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="mixed precision (default: auto)")
     group.add_argument("--compile", action="store_true", default=None, help="run the student through torch.compile")
-    group.add_argument("--clip-norm", type=float, help="clip the gradient's norm")
+    group.add_argument("--clip-norm", type=float, help="clip the gradient's norm in the task stage (flow stages: 1)")
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:

@@ -139,9 +139,12 @@ class FlowConfig:
     """Share of the run's epochs spent in flow stages."""
     stage_lengths: tuple[float, ...] = ()
     """Relative length of the stage that ends at tap 1, 2, …; missing ones count 1."""
+    clip_norm: float | None = 1.0
+    """Clips the gradient's norm in flow stages: the loss is of fourth degree in the activations, and explodes otherwise."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=0.1))
 
     def __post_init__(self) -> None:
+        _rule(self.clip_norm is None or self.clip_norm > 0, "clip_norm > 0", clip_norm=self.clip_norm)
         _choice("norm", self.norm, FlowNorm)
         _choice("order", self.order, StageOrder)
         _rule(self.rounds >= 1, "rounds >= 1", rounds=self.rounds)
@@ -185,7 +188,7 @@ class TrainConfig:
     seed: int = 0
     """Initial weights, order of images, augmentation."""
     clip_norm: float | None = None
-    """Clips the gradient's norm; ``None`` does not."""
+    """Clips the gradient's norm in the task stage; ``None`` does not."""
     precision: Precision = "auto"
     """``auto``: bfloat16 on GPUs that have it, float32 elsewhere. FSP matrices are float32 always."""
     compile: bool = False

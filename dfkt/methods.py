@@ -119,6 +119,8 @@ class Stage:
     round: int | None = None
     tap: int | None = None
     """Highest tap of a flow stage."""
+    clip_norm: float | None = None
+    """Clips the gradient's norm."""
     frozen_below: int | None = None
     """Layers that produce this tap are frozen."""
 
@@ -188,7 +190,13 @@ def _task_stage(config: RunConfig, epochs: float, kd_weight: float) -> Stage:
         terms.append(TaskTerm(weight=1 - kd_weight))
     if kd_weight > 0:
         terms.append(SoftTerm(temperature=config.task.temperature, weight=kd_weight))
-    return Stage(phase="task", epochs=epochs, terms=tuple(terms), optimizer=config.task.optimizer)
+    return Stage(
+        phase="task",
+        epochs=epochs,
+        terms=tuple(terms),
+        optimizer=config.task.optimizer,
+        clip_norm=config.train.clip_norm,
+    )
 
 
 def _scratch(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedule:
@@ -228,6 +236,7 @@ def _flow_stage(flow: FlowConfig, pairs: Iterable[FlowPair], number: int, top: i
         epochs=epochs,
         terms=(term,),
         optimizer=flow.optimizer,
+        clip_norm=flow.clip_norm,
         round=number,
         tap=top,
         frozen_below=lowest if flow.freeze_below and lowest > 0 else None,

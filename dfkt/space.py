@@ -134,6 +134,7 @@ def resolve(params: Mapping[str, Any], base: RunConfig) -> RunConfig:
         span_weights=tuple(spans.get(s, 1.0) for s in range(1, max(spans, default=0) + 1)),
         pair_weights=tuple((int(i), int(j), float(w)) for i, j, w in singles),
         norm=flow.norm,
+        clip_norm=flow.clip_norm,
         order=params.get("order", "cumulative"),
         freeze_below=params.get("freeze_below", False),
         rounds=params.get("rounds", 1),

@@ -219,8 +219,8 @@ class Training:
         loss = torch.stack([term.weight * value for term, value in zip(stage.terms, values, strict=True)]).sum()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)
+        if stage.clip_norm is not None:
+            nn.utils.clip_grad_norm_(trainable, stage.clip_norm)
         self._optimizer.step()
         logits = student.logits
         return torch.stack([v.detach().float() for v in values]), None if logits is None else logits.detach()

@@ -232,3 +232,13 @@ def test_data_parallel_workers_end_with_the_same_student_and_report_the_same(tmp
         torch.testing.assert_close(second["weights"][name], value)
     assert [r["step"] for r in first["records"]] == [r["step"] for r in alone]
     assert first["records"][-1]["loss"] == pytest.approx(alone[-1]["loss"], rel=0.5)  # norms see half a batch each
+
+
+def test_flow_stages_clip_by_themselves(images):
+    still = OptimizerConfig(lr=1.0, momentum=0.0, weight_decay=0.0)
+    training = start(images, replace(RUN, flow=FlowConfig(clip_norm=1e-6, share=0.9, order="joint", optimizer=still)))
+    before = weights(training)["layer3.0.conv1.weight"]
+
+    next(training.run())
+
+    torch.testing.assert_close(weights(training)["layer3.0.conv1.weight"], before, atol=1e-4, rtol=0)
