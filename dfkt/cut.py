@@ -130,6 +130,7 @@ def cut(network: nn.Module, names: Mapping[str, str], *, logits: bool = False) -
             key, there is nothing to return, or the network cannot be traced.
 
     Example:
+        >>> import torch
         >>> network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 9, 3))
         >>> lower = cut(network, {"1": "tap1"})
         >>> {key: list(value.shape) for key, value in lower(torch.zeros(1, 3, 8, 8)).items()}

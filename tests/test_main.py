@@ -83,7 +83,7 @@ STUDY = [
     ("--search-seed -1", "search_seed >= 0"),
     ("--name ../up", "study name holds"),
     ("--name ''", "study name holds"),
-    ("--baselines nonsense", "must be one of scratch, kd, fsp, dfkt"),
+    ("--baselines nonsense", "must be one of scratch, kd, fsp"),
     ("--workers-per-trial 0", "workers > 0"),
     ("--gpus-per-worker nan", "gpus_per_worker > 0"),
 ]
