@@ -17,8 +17,8 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import DualGraphModule
 
-from dfkt.errors import TapError
-from dfkt.taps import find_module, modes_kept, one_line
+from dfkt.errors import TapError, one_line
+from dfkt.taps import find_module, modes_kept
 
 
 class _Tracer(fx.Tracer):

@@ -65,3 +65,9 @@ class FlowShapeError(RunError):
 
 class NonFiniteLossError(RunError):
     """A loss became nan or inf."""
+
+
+def one_line(error: Exception) -> str:
+    """Return an exception's type and text on one line, for a message that quotes it."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

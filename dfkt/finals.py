@@ -48,7 +48,7 @@ def run_finals(config: StudyConfig, store: StudyStore, workers: Workers, log: Lo
     if not todo:
         return True
     single = replace(workers, count=1, gpus=math.ceil(workers.gpus or 0))  # NCCL takes one worker per GPU
-    group = replace(workers, count=count_groups(single))
+    group = replace(single, count=count_groups(single))
     log(f"final runs: {len(todo)} on one group of {group.count} workers; test is opened at the end of each")
     with _collecting(store, todo, log):
         run_jobs(todo, group, store.storage.path, f"finals-{todo[0].number:05d}", config.max_failures)
@@ -77,7 +77,7 @@ def _jobs(config: StudyConfig, store: StudyStore) -> list[Job]:
             folder = store.storage.sub("finals_runs", f"{seeded.method}-seed{seed}-{key}").path
             teacher = store.storage.path if needs_teacher(seeded) else None
             jobs.append(Job(seeded, folder, teacher, listed.index(key), test=True))
-    store.update_meta(finals=listed)
+    store.update_meta(finals=listed, present_finals=[job.number for job in jobs])
     return jobs
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkt.config import NetworkConfig
-from dfkt.errors import NetworkError, TapError
+from dfkt.errors import NetworkError, TapError, one_line
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -162,7 +162,7 @@ def build_network(config: NetworkConfig, *, num_classes: int, in_channels: int) 
             hint = f" {elsewhere} exists as well." if elsewhere in network_names() else ""
             raise NetworkError(f"{error}{hint}") from None
         except RuntimeError as error:
-            raise NetworkError(f"Cannot build {config.name} of width {config.width:g}: {_one_line(error)}.") from error
+            raise NetworkError(f"Cannot build {config.name} of width {config.width:g}: {one_line(error)}.") from error
     if config.width != 1.0:
         raise NetworkError(
             f"`width = 1` must hold for {config.name}, but got width={config.width}; only resnetN has it."
@@ -218,22 +218,17 @@ def _from_import(name: str, num_classes: int, in_channels: int) -> nn.Module:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # a module may raise anything while it is imported
-        raise NetworkError(f"Cannot import network {name!r}: {_one_line(error)}.") from error
+        raise NetworkError(f"Cannot import network {name!r}: {one_line(error)}.") from error
     try:
         takes = inspect.signature(function).parameters
         anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
         given = {"num_classes": num_classes, "in_channels": in_channels}
         network = function(**{k: v for k, v in given.items() if anything or k in takes})
     except Exception as error:  # nor is it known what a constructor raises
-        raise NetworkError(f"Cannot build network {name!r}: {_one_line(error)}.") from error
+        raise NetworkError(f"Cannot build network {name!r}: {one_line(error)}.") from error
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} must return a torch.nn.Module, but returned {type(network).__name__}.")
     return network
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def network_taps(network: nn.Module, config: NetworkConfig) -> tuple[str, ...]:

@@ -54,8 +54,11 @@ def trials_table(study: Study, count: int = 5) -> str:
 
 def finals_table(study: Study) -> str:
     """Return the methods side by side: mean and standard deviation over seeds, test accuracy last opened."""
-    done = study.finals[study.finals.state == "COMPLETE"]
-    failed = int((study.finals.state == "FAIL").sum())
+    finals = study.finals
+    if "present_finals" in study.meta:  # runs of an earlier winner stay in the store, and out of the table
+        finals = finals[finals.number.isin(study.meta["present_finals"])]
+    done = finals[finals.state == "COMPLETE"]
+    failed = int((finals.state == "FAIL").sum())
     if done.empty:
         return f"no final run is complete, {failed} failed" if failed else "no final runs yet"
     scratch = done[done.method == "scratch"].test_accuracy.mean()

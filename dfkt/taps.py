@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkt.errors import TapError
+from dfkt.errors import TapError, one_line
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,6 @@ def find_module(network: nn.Module, name: str) -> nn.Module:
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise TapError(f"Unknown tap {name!r}: {type(network).__name__} has no module at this path.{meant}")
     return paths[name]
-
-
-def one_line(error: Exception) -> str:
-    """Return an exception on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def measure_taps(network: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int]) -> tuple[Tap, ...]:

@@ -149,3 +149,15 @@ def test_a_trials_configuration_is_what_it_ran_with(tmp_path: Path) -> None:
     assert trial_config(study, 0) == resolve(PARAMS | {"flow_lr": 0.25}, base)
     with pytest.raises(StudyError, match="has no trial 2"):
         trial_config(study, 2)
+
+
+def test_runs_of_an_earlier_winner_stay_out_of_the_table(tmp_path: Path) -> None:
+    store = StudyStore.create(Storage(tmp_path / "s"), SPACE.types(), META | {"present_finals": [0, 2]})
+    for number, (method, accuracy) in enumerate([("scratch", 0.5), ("dfkt", 0.1), ("dfkt", 0.7)]):
+        store.save_final(final(number, method, accuracy))
+
+    table = finals_table(read_study(tmp_path / "s"))
+
+    assert "70.00" in table
+    assert "10.00" not in table
+    assert "40.00" not in table  # the mean of both

@@ -182,7 +182,7 @@ def test_clipping_keeps_a_wild_rate_from_exploding(images):
     torch.testing.assert_close(weights(training)["fc.weight"], before, atol=1e-4, rtol=0)
 
 
-def test_bfloat16_and_compiled_runs_end_near_the_plain_one(images):
+def test_a_bfloat16_run_ends_near_the_plain_one(images):
     plain = list(start(images).run())[-1]["loss"]
     half = list(start(images, replace(RUN, train=replace(RUN.train, precision="bfloat16"))).run())[-1]["loss"]
     assert half == pytest.approx(plain, rel=0.3)
