@@ -11,18 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from dfkt.config import (
-    KNOWN_SETS,
+    METHODS,
     DataConfig,
     FlowConfig,
-    NetworkConfig,
     OptimizerConfig,
     RunConfig,
     StudyConfig,
     TaskConfig,
-    TeacherConfig,
     TrainConfig,
 )
-from dfkt.errors import ConfigError, DfktError, InputError
+from dfkt.errors import DfktError, InputError
+from dfkt.switches import (
+    add_data,
+    add_networks,
+    add_training,
+    add_workers,
+    read_workers,
+    split_names,
+    updated,
+    with_data,
+    with_run,
+    with_teacher,
+)
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 SMOKE_EPOCHS, SMOKE_TRIALS, SMOKE_SEEDS, SMOKE_IMAGES = 3, 2, 2, 1000
@@ -69,39 +79,6 @@ def guarded(action: Any) -> int:
         return EXIT_INTERRUPTED
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data", help="cifar10, cifar100, mnist, svhn, digits, or a folder with one sub-folder per class"
-    )
-    group.add_argument("--data-root", help="where torchvision's sets are kept (default: ~/.cache/dfkt/data)")
-    group.add_argument("--image-size", type=int, help="resize images to this many pixels")
-    group.add_argument("--limit-train", type=int, help="use at most so many training images")
-    group.add_argument("--limit-test", type=int, help="use at most so many test images")
-
-
-def _add_networks(parser: argparse.ArgumentParser, *, student: bool = True) -> None:
-    group = parser.add_argument_group("networks (resnetN, torchvision:NAME or package.module:function)")
-    for role in ("teacher", "student") if student else ("teacher",):
-        group.add_argument(f"--{role}", help=f"the {role} network")
-        group.add_argument(f"--{role}-width", type=float, help=f"multiplies the {role} ResNet's channels")
-        group.add_argument(f"--{role}-taps", help="module paths of its taps, bottom to top, separated by commas")
-    group.add_argument("--teacher-checkpoint", help="a state dict to use instead of training a teacher")
-    group.add_argument("--teacher-epochs", type=float, help="epochs of the teacher's training")
-    group.add_argument("--teacher-root", help="where trained teachers are kept (default: ~/.cache/dfkt/teachers)")
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--epochs", type=float, help="of a student's whole run, flow stages counted in (default: the script's, or 60)"
-    )
-    group.add_argument("--batch-size", type=int, help="images per step, over all workers together (default: 128)")
-    group.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="mixed precision (default: auto)")
-    group.add_argument("--compile", action="store_true", default=None, help="run the student through torch.compile")
-    group.add_argument("--clip-norm", type=float, help="clip the gradient's norm in the task stage (flow stages: 1)")
-
-
 def _add_study(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("study")
     group.add_argument("--name", help="the study's name; the same name again resumes it, or extends it")
@@ -110,92 +87,16 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--trials", type=int, help="trials of the whole study; more than before extends it")
     group.add_argument("--seeds", type=int, help="repetitions of each final run")
-    group.add_argument("--baselines", help="methods beside the winner, separated by commas: scratch, kd, fsp")
+    group.add_argument("--baselines", help="methods beside the winner, separated by commas, such as scratch,kd,fsp")
     group.add_argument("--weights", choices=("span", "pair"), help="search one flow weight per span, or per pair")
     group.add_argument("--no-early-stopping", action="store_true", help="let every trial run to its end")
     group.add_argument("--max-failures", type=int, help="restarts of a trial whose process died (default: 2)")
     group.add_argument("--search-seed", type=int, help="seed of Optuna's sampler")
     group.add_argument("--smoke", action="store_true", help="shrink the study to a smoke run of a minute")
-    _add_data(parser)
-    _add_networks(parser)
-    _add_training(parser)
-    _add_workers(parser, "--workers-per-trial")
-
-
-def _add_workers(parser: argparse.ArgumentParser, name: str) -> None:
-    group = parser.add_argument_group("hardware")
-    group.add_argument(name, type=int, dest="workers", help="data-parallel workers of one run (default: 1)")
-    group.add_argument("--cpus-per-worker", type=int, help="CPUs of a worker (default: 1)")
-    group.add_argument(
-        "--gpus-per-worker", type=float, help="GPUs of a worker; a fraction shares one (default: 1 if there are any)"
-    )
-    group.add_argument("--address", help="Ray cluster to use (default: RAY_ADDRESS, or this machine)")
-
-
-def _changed(config: Any, **values: Any) -> Any:
-    """Return a configuration with the values that were given."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return replace(config, **given) if given else config
-
-
-def _split(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _absolute(path: str | None) -> str | None:
-    """Return a path that means the same in every process on this machine; workers have working directories of their own."""
-    if path == "":
-        raise ConfigError("A path must not be empty.")
-    return None if path is None else str(Path(path).expanduser().absolute())
-
-
-def _with_data(config: DataConfig, a: argparse.Namespace) -> DataConfig:
-    folder = bool(a.data) and Path(a.data).expanduser().is_dir() and a.data not in KNOWN_SETS
-    changed = _changed(
-        config,
-        name=_absolute(a.data) if folder else a.data,
-        root=_absolute(a.data_root),
-        image_size=a.image_size,
-        limit_train=a.limit_train,
-        limit_test=a.limit_test,
-    )
-    assert isinstance(changed, DataConfig)
-    return changed
-
-
-def _with_network(config: NetworkConfig, a: argparse.Namespace, role: str) -> NetworkConfig:
-    name, width, taps = (getattr(a, f"{role}{suffix}") for suffix in ("", "_width", "_taps"))
-    changed = _changed(config, name=name, width=width, taps=_split(taps))
-    assert isinstance(changed, NetworkConfig)
-    return changed
-
-
-def _with_teacher(config: TeacherConfig, a: argparse.Namespace) -> TeacherConfig:
-    train = _changed(config.train, epochs=a.teacher_epochs, batch_size=a.batch_size, precision=a.precision)
-    network = _with_network(config.network, a, "teacher")
-    changed = _changed(
-        config, network=network, train=train, checkpoint=_absolute(a.teacher_checkpoint), root=_absolute(a.teacher_root)
-    )
-    assert isinstance(changed, TeacherConfig)
-    return changed
-
-
-def _with_run(config: RunConfig, a: argparse.Namespace) -> RunConfig:
-    train = _changed(
-        config.train,
-        epochs=a.epochs,
-        batch_size=a.batch_size,
-        precision=a.precision,
-        compile=a.compile,
-        clip_norm=a.clip_norm,
-    )
-    return replace(
-        config,
-        data=_with_data(config.data, a),
-        teacher=_with_teacher(config.teacher, a),
-        student=_with_network(config.student, a, "student"),
-        train=train,
-    )
+    add_data(parser)
+    add_networks(parser)
+    add_training(parser)
+    add_workers(parser, "--workers-per-trial")
 
 
 def _smoke(config: StudyConfig) -> StudyConfig:
@@ -213,12 +114,12 @@ def study_config(config: StudyConfig, a: argparse.Namespace) -> StudyConfig:
         config = _smoke(config)
     if a.name is None and a.data and a.data != config.base.data.name:  # other images make another study
         config = replace(config, name=f"{config.name}-{Path(a.data).name}")
-    changed = _changed(
-        replace(config, base=_with_run(config.base, a)),
+    changed = updated(
+        replace(config, base=with_run(config.base, a)),
         name=a.name,
         trials=a.trials,
         seeds=a.seeds,
-        baselines=_split(a.baselines),
+        baselines=split_names(a.baselines),
         weights=a.weights,
         early_stopping=False if a.no_early_stopping else None,
         search_seed=a.search_seed,
@@ -228,17 +129,6 @@ def study_config(config: StudyConfig, a: argparse.Namespace) -> StudyConfig:
     return changed
 
 
-def _workers(a: argparse.Namespace) -> Any:
-    """Return what one run spans."""
-    from dfkt.trial import Workers
-
-    for name in ("workers", "cpus_per_worker", "gpus_per_worker"):
-        value = getattr(a, name)
-        if value is not None and not value > 0 and not (name == "gpus_per_worker" and value == 0):
-            raise ConfigError(f"`{name} > 0` must hold, but got {name}={value!r}.")
-    return Workers(count=a.workers or 1, cpus=a.cpus_per_worker or 1, gpus=a.gpus_per_worker)
-
-
 def _study(a: argparse.Namespace, config: StudyConfig | None = None) -> int:
     from dfkt.report import study_report
     from dfkt.study import run_study
@@ -246,22 +136,23 @@ def _study(a: argparse.Namespace, config: StudyConfig | None = None) -> int:
     if config is None:
         config = StudyConfig(name="study")
     config = study_config(config, a)
-    result = run_study(config, a.results, workers=_workers(a), address=a.address, log=_say)
+    result = run_study(config, a.results, workers=read_workers(a), address=a.address, log=say)
     folder = Path(a.results) / config.name if "://" not in a.results else f"{a.results}/{config.name}"
     if result.interrupted:
-        _say(
+        say(
             f"interrupted; {len(result.study.trials)} trials are kept in {folder}, and the same command goes on from there"
         )
         return EXIT_INTERRUPTED
-    _say(f"\n{study_report(result.study)}\n")
-    _say(
+    say(f"\n{study_report(result.study)}\n")
+    say(
         f"everything is in {folder}: study.json, trials/, epochs/, finals/ (Parquet), optuna.journal, students in finals_runs/"
     )
-    _say(f"look further: python -m dfkt show {folder}; notebooks/study.ipynb; optuna-dashboard {folder}/optuna.journal")
+    say(f"look further: python -m dfkt show {folder}; notebooks/study.ipynb; optuna-dashboard {folder}/optuna.journal")
     return EXIT_FAILED if result.failures else 0
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line at once."""
     try:
         print(line, flush=True)
     except BrokenPipeError:  # the reader is gone (`… | head`); the work goes on
@@ -271,7 +162,7 @@ def _say(line: str) -> None:
 def _add_distill(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("method")
     group.add_argument("--trial", help="start from a study's best trial, or from one: results/NAME, or results/NAME:12")
-    group.add_argument("--method", default="dfkt", choices=("scratch", "kd", "fsp", "dfkt"))
+    group.add_argument("--method", default="dfkt", choices=METHODS)
     group.add_argument(
         "--pattern",
         help="adjacent, group-ends, sliding-S, from-bottom, to-top or dense-S, S the span (default: dense-3)",
@@ -297,9 +188,9 @@ def _add_distill(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, help="temperature of soft targets")
     group.add_argument("--seed", type=int, help="initial weights, order of images, augmentation")
     group.add_argument("--out", default="results/distill", help="folder of the run (default: results/distill)")
-    _add_data(parser)
-    _add_networks(parser)
-    _add_training(parser)
+    add_data(parser)
+    add_networks(parser)
+    add_training(parser)
 
 
 def _start(trial: str | None) -> RunConfig:
@@ -318,11 +209,11 @@ def _start(trial: str | None) -> RunConfig:
 def _distill_config(a: argparse.Namespace) -> RunConfig:
     from dfkt.methods import baseline
 
-    config = _with_run(_start(a.trial), a)
+    config = with_run(_start(a.trial), a)
     if a.method != "dfkt":
         config = baseline(config, a.method)
     optimizer = None if a.flow_lr is None else OptimizerConfig(lr=a.flow_lr)
-    flow: FlowConfig = _changed(
+    flow: FlowConfig = updated(
         config.flow,
         pattern=a.pattern,
         order=a.order,
@@ -333,22 +224,22 @@ def _distill_config(a: argparse.Namespace) -> RunConfig:
         optimizer=optimizer,
     )
     rate = None if a.lr is None else OptimizerConfig(lr=a.lr)
-    task: TaskConfig = _changed(config.task, kd_weight=a.kd_weight, temperature=a.temperature, optimizer=rate)
-    train: TrainConfig = _changed(config.train, seed=a.seed)
+    task: TaskConfig = updated(config.task, kd_weight=a.kd_weight, temperature=a.temperature, optimizer=rate)
+    train: TrainConfig = updated(config.train, seed=a.seed)
     return replace(config, flow=flow, task=task, train=train)
 
 
 def _distill(a: argparse.Namespace) -> int:
     from dfkt.distill import run_distill
 
-    payload = run_distill(_distill_config(a), a.out, _say)
+    payload = run_distill(_distill_config(a), a.out, say)
     return EXIT_FAILED if "failure" in payload else 0
 
 
 def _add_teacher(parser: argparse.ArgumentParser) -> None:
-    _add_data(parser)
-    _add_networks(parser, student=False)
-    _add_training(parser)
+    add_data(parser)
+    add_networks(parser, student=False)
+    add_training(parser)
 
 
 def _teacher(a: argparse.Namespace) -> int:
@@ -356,10 +247,10 @@ def _teacher(a: argparse.Namespace) -> int:
     from dfkt.teacher import find_teacher
     from dfkt.worker import pick_device
 
-    config = _changed(_with_teacher(RunConfig().teacher, a))
+    config = with_teacher(RunConfig().teacher, a)
     if a.epochs is not None:
         config = replace(config, train=replace(config.train, epochs=a.epochs))
-    find_teacher(config, load_data(_with_data(DataConfig(), a)).to(pick_device()), _say)
+    find_teacher(config, load_data(with_data(DataConfig(), a)).to(pick_device()), say)
     return 0
 
 
@@ -372,7 +263,7 @@ def _show(a: argparse.Namespace) -> int:
     from dfkt.report import study_report
     from dfkt.results import read_study
 
-    _say(study_report(read_study(a.study), a.best))
+    say(study_report(read_study(a.study), a.best))
     return 0
 
 

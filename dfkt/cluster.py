@@ -36,6 +36,8 @@ OBJECT_STORE_BYTES = 200 * 2**20
 def cluster(address: str | None) -> Iterator[None]:
     """Connect to a Ray cluster, or start one on this machine; shut down what was started.
 
+    Inside another such context it does nothing.
+
     Args:
         address: As ``ray.init`` takes it; ``None`` takes ``RAY_ADDRESS``, the cluster that ``ray start`` made this machine
             a part of, or starts one.
@@ -43,6 +45,9 @@ def cluster(address: str | None) -> Iterator[None]:
     Raises:
         ConfigError: If no cluster answers.
     """
+    if ray.is_initialized():
+        yield
+        return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.tune", "ray.train"):

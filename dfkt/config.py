@@ -19,7 +19,8 @@ from dfkt.errors import ConfigError
 
 T = TypeVar("T")
 
-Method = Literal["scratch", "kd", "fsp", "dfkt"]
+Method = Literal["scratch", "kd", "fitnets", "attention", "layerwise-hint", "similarity", "dkd", "fsp", "dfkt"]
+METHODS: tuple[Method, ...] = typing.get_args(Method)
 FlowNorm = Literal["relative", "mean", "sum"]
 KNOWN_SETS = ("cifar10", "cifar100", "mnist", "svhn", "digits")
 StageOrder = Literal["cumulative", "local", "joint"]
@@ -163,18 +164,54 @@ class FlowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HintConfig:
+    """The hint stages of ``fitnets`` and ``layerwise-hint``; the other methods have none."""
+
+    norm: FlowNorm = "relative"
+    """As for flow; ``sum`` is the literal squared distance."""
+    share: float = 1 / 3
+    """Share of the run's epochs spent in hint stages."""
+    soft_weights: tuple[float, ...] = (4.0, 1.0)
+    """Weight of the soft targets beside cross-entropy at the task stage's start and end, linear in between."""
+    clip_norm: float | None = 1.0
+    """Clips the gradient's norm in hint stages, as in flow stages."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=0.1))
+
+    def __post_init__(self) -> None:
+        _choice("norm", self.norm, FlowNorm)
+        _rule(0 < self.share < 1, "0 < share < 1", share=self.share)
+        ok = len(self.soft_weights) == 2 and all(_finite(w) and w >= 0 for w in self.soft_weights)
+        _rule(ok, "soft_weights are two numbers >= 0", soft_weights=self.soft_weights)
+        _rule(self.clip_norm is None or self.clip_norm > 0, "clip_norm > 0", clip_norm=self.clip_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """The task stage: cross-entropy, optionally with soft targets."""
+    """The task stage: cross-entropy, and what a method adds to it."""
 
     kd_weight: float = 0.0
-    """Weight of the soft targets; cross-entropy weighs ``1 - kd_weight``."""
+    """``kd``, ``dfkt``: weight of the soft targets; cross-entropy weighs ``1 - kd_weight``."""
     temperature: float = 4.0
-    """Softens both networks' logits in the soft-target loss."""
+    """Softens both networks' logits, wherever a loss compares them."""
+    attention_weight: float = 1000.0
+    """``attention``: beta, the weight of the attention loss beside cross-entropy."""
+    similarity_weight: float = 3000.0
+    """``similarity``: gamma, the weight of the similarity loss beside cross-entropy."""
+    decoupled_weights: tuple[float, ...] = (1.0, 8.0)
+    """``dkd``: alpha and beta, the weights of the target class and of the other classes."""
+    warmup: float = 1 / 12
+    """``dkd``: share of the stage in which its loss grows linearly from nothing to its weight."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         _rule(0 <= self.kd_weight <= 1, "0 <= kd_weight <= 1", kd_weight=self.kd_weight)
         _rule(_finite(self.temperature) and self.temperature > 0, "temperature > 0", temperature=self.temperature)
+        for name in ("attention_weight", "similarity_weight"):
+            value = getattr(self, name)
+            _rule(_finite(value) and value >= 0, f"{name} >= 0", **{name: value})
+        ok = len(self.decoupled_weights) == 2 and all(_finite(w) and w >= 0 for w in self.decoupled_weights)
+        _rule(ok, "decoupled_weights are two numbers >= 0", decoupled_weights=self.decoupled_weights)
+        _rule(0 <= self.warmup <= 1, "0 <= warmup <= 1", warmup=self.warmup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +264,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: NetworkConfig = field(default_factory=NetworkConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    hint: HintConfig = field(default_factory=HintConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -241,13 +279,15 @@ class StudyConfig:
     name: str
     """Names the study's folder; running the same name again resumes or extends it."""
     base: RunConfig = field(default_factory=RunConfig)
-    """What every trial shares; the search replaces ``flow``, ``task`` and nothing else."""
+    """What every trial shares; the search replaces ``flow``, ``hint`` and ``task``: what its method reads of them."""
     trials: int = 40
-    """Trials of the whole study, those of earlier runs counted in."""
+    """Trials of the whole study, those of earlier runs counted in; 0 makes the final runs with ``base`` as it is."""
     seeds: int = 5
     """Repetitions of each final run."""
     baselines: tuple[Method, ...] = ("scratch", "kd", "fsp")
-    """Methods that stand beside the winner, with the same number of epochs."""
+    """Methods that stand beside the winner at their reference settings, with the same number of epochs."""
+    final_group: bool = True
+    """Final runs one after another on all workers (Ray Train); ``False``: side by side, each on the workers of one trial."""
     weights: Literal["span", "pair"] = "span"
     """Search one flow weight per span, or one per flow pair."""
     early_stopping: bool = True
@@ -262,14 +302,19 @@ class StudyConfig:
     def __post_init__(self) -> None:
         ok = bool(self.name) and not self.name.startswith(".") and all(c.isalnum() or c in "._-" for c in self.name)
         _rule(ok, "study name holds letters, digits, '.', '_' and '-' only", "Choose one with --name.", name=self.name)
-        _rule(self.trials >= 1, "trials >= 1", trials=self.trials)
+        _rule(self.trials >= 0, "trials >= 0", trials=self.trials)
         _rule(self.seeds >= 1, "seeds >= 1", seeds=self.seeds)
         _rule(self.search_seed >= 0, "search_seed >= 0", search_seed=self.search_seed)
         _rule(self.reduction_factor >= 2, "reduction_factor >= 2", reduction_factor=self.reduction_factor)
         _rule(self.max_failures >= 0, "max_failures >= 0", max_failures=self.max_failures)
         _choice("weights", self.weights, Literal["span", "pair"])
         for method in self.baselines:
-            _choice("baselines", method, Literal["scratch", "kd", "fsp"])
+            _choice("baselines", method, Method)
+        _rule(
+            self.base.method not in self.baselines,
+            "baselines leave out the method that is searched",
+            baselines=self.baselines,
+        )
         _rule(
             len(set(self.baselines)) == len(self.baselines),
             "baselines differ from each other",

@@ -1,7 +1,7 @@
 """The final runs: the best configuration and the baselines, trained again over seeds, then tested once.
 
-All of them run one after another on one group of Ray Train's workers. Each leaves its result as a file when it ends;
-this process, the only writer of the store, takes it from there.
+They run one after another on one group of Ray Train's workers, or side by side, each in a process of its own. Each
+leaves its result as a file when it ends; this process, the only writer of the store, takes it from there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dfkt.report import best_trials, trial_config
 from dfkt.results import StudyStore, read_study
 from dfkt.storage import Storage
 from dfkt.train import evaluate
-from dfkt.trial import Workers, run_jobs
+from dfkt.trial import Workers, run_jobs, run_side_by_side
 from dfkt.worker import RESULT_FILE, Job, Payload, images_for, pick_device, teacher_for
 
 Log = Callable[[str], None]
@@ -47,24 +47,29 @@ def run_finals(config: StudyConfig, store: StudyStore, workers: Workers, log: Lo
     todo = [job for job in jobs if job.number not in known]
     if not todo:
         return True
-    single = replace(workers, count=1, gpus=math.ceil(workers.gpus or 0))  # NCCL takes one worker per GPU
-    group = replace(single, count=count_groups(single))
-    log(f"final runs: {len(todo)} on one group of {group.count} workers; test is opened at the end of each")
     with _collecting(store, todo, log):
-        run_jobs(todo, group, store.storage.path, f"finals-{todo[0].number:05d}", config.max_failures)
-    store.storage.sub("ray").delete_all()
+        if config.final_group or workers.count > 1:
+            _run_on_group(config, store, todo, workers, log)
+        else:
+            log(f"final runs: {len(todo)}, {count_groups(workers)} at a time; test is opened at the end of each")
+            run_side_by_side(todo, workers, config.max_failures)
     known = {row["number"] for row in store.final_rows()}
     return all(job.number in known for job in todo)
 
 
+def _run_on_group(config: StudyConfig, store: StudyStore, todo: Sequence[Job], workers: Workers, log: Log) -> None:
+    single = replace(workers, count=1, gpus=math.ceil(workers.gpus or 0))  # NCCL takes one worker per GPU
+    group = replace(single, count=count_groups(single))
+    log(f"final runs: {len(todo)} on one group of {group.count} workers; test is opened at the end of each")
+    run_jobs(todo, group, store.storage.path, f"finals-{todo[0].number:05d}", config.max_failures)
+    store.storage.sub("ray").delete_all()
+
+
 def _jobs(config: StudyConfig, store: StudyStore) -> list[Job]:
     """Return a job per method and seed, numbered for good: one that was listed before keeps its number."""
-    study = read_study(store.storage)
-    best = best_trials(study.trials, 1)
-    if best.empty:
+    winner = _winner(config, store)
+    if winner is None:
         return []
-    winner = trial_config(study)
-    store.update_meta(best={"trial": int(best.iloc[0].number), "config": to_dict(winner)})
     runs = [*(baseline(config.base, method) for method in config.baselines), winner]
     listed: list[str] = list(store.meta.get("finals", []))
     jobs = []
@@ -79,6 +84,19 @@ def _jobs(config: StudyConfig, store: StudyStore) -> list[Job]:
             jobs.append(Job(seeded, folder, teacher, listed.index(key), test=True))
     store.update_meta(finals=listed, present_finals=[job.number for job in jobs])
     return jobs
+
+
+def _winner(config: StudyConfig, store: StudyStore) -> RunConfig | None:
+    """Return the best trial's configuration, or the study's own where nothing is searched."""
+    if config.trials == 0:
+        return config.base
+    study = read_study(store.storage)
+    best = best_trials(study.trials, 1)
+    if best.empty:
+        return None
+    winner = trial_config(study)
+    store.update_meta(best={"trial": int(best.iloc[0].number), "config": to_dict(winner)})
+    return winner
 
 
 @contextlib.contextmanager

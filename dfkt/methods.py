@@ -13,9 +13,9 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfkt.config import FlowConfig, FlowNorm, Method, OptimizerConfig, RunConfig
+from dfkt.config import FlowConfig, FlowNorm, HintConfig, Method, OptimizerConfig, RunConfig, TaskConfig
 from dfkt.flow import flow_loss
-from dfkt.losses import soft_target_loss
+from dfkt.losses import attention_loss, decoupled_loss, hint_loss, similarity_loss, soft_target_loss
 from dfkt.patterns import FlowPair, flow_pairs
 
 
@@ -27,6 +27,33 @@ class Features:
     logits: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that changes linearly over the first part of a stage, and then stays.
+
+    Example:
+        >>> [Ramp(4, 1).at(done) for done in (0, 0.5, 1)]
+        [4.0, 2.5, 1.0]
+    """
+
+    start: float
+    end: float
+    until: float = 1.0
+    """Share of the stage after which it stays."""
+
+    def at(self, done: float) -> float:
+        """Return the weight when a share of the stage is done."""
+        return self.start + (self.end - self.start) * (min(done / self.until, 1.0) if self.until else 1.0)
+
+
+Weight = float | Ramp
+
+
+def weight_at(weight: Weight, done: float) -> float:
+    """Return a weight when a share of the stage is done."""
+    return weight.at(done) if isinstance(weight, Ramp) else weight
+
+
 class Term(Protocol):
     """One summand of a stage's loss; ``name`` is its column in the epoch records."""
 
@@ -35,12 +62,16 @@ class Term(Protocol):
         """``flow``, ``task``, ``soft``, …."""
 
     @property
-    def weight(self) -> float:
+    def weight(self) -> Weight:
         """Factor in the stage's loss."""
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """Student taps that it reads in both networks; channels are made to agree there."""
+        """Student taps that it reads in both networks."""
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the channels must agree at its taps, by a 1x1 convolution where they do not."""
 
     @property
     def student_logits(self) -> bool:
@@ -61,8 +92,9 @@ class FlowTerm:
     pairs: tuple[FlowPair, ...]
     weights: tuple[float, ...]
     norm: FlowNorm
-    weight: float = 1.0
+    weight: Weight = 1.0
     name = "flow"
+    adapted = True
     student_logits = teacher_logits = False
 
     @property
@@ -79,9 +111,10 @@ class FlowTerm:
 class TaskTerm:
     """Cross-entropy with the labels."""
 
-    weight: float = 1.0
+    weight: Weight = 1.0
     name = "task"
     taps = ()
+    adapted = False
     student_logits, teacher_logits = True, False
 
     def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
@@ -95,9 +128,10 @@ class SoftTerm:
     """Soft targets (:func:`dfkt.losses.soft_target_loss`)."""
 
     temperature: float
-    weight: float = 1.0
+    weight: Weight = 1.0
     name = "soft"
     taps = ()
+    adapted = False
     student_logits = teacher_logits = True
 
     def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
@@ -108,17 +142,91 @@ class SoftTerm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HintTerm:
+    """Hints (:func:`dfkt.losses.hint_loss`), summed over taps; the 1x1 convolution is FitNets' regressor."""
+
+    taps: tuple[int, ...]
+    norm: FlowNorm
+    weight: Weight = 1.0
+    name = "hint"
+    adapted = True
+    student_logits = teacher_logits = False
+
+    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
+        """Return the hint loss; labels are not read."""
+        return _sum(hint_loss(student.taps[tap], teacher.taps[tap], self.norm) for tap in self.taps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTerm:
+    """Attention transfer (:func:`dfkt.losses.attention_loss`), summed over taps; channels need not agree."""
+
+    taps: tuple[int, ...]
+    weight: Weight = 1.0
+    name = "attention"
+    adapted = False
+    student_logits = teacher_logits = False
+
+    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
+        """Return the attention loss; labels are not read."""
+        return _sum(attention_loss(student.taps[tap], teacher.taps[tap]) for tap in self.taps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityTerm:
+    """Similarity between a batch's images (:func:`dfkt.losses.similarity_loss`), summed over taps."""
+
+    taps: tuple[int, ...]
+    weight: Weight = 1.0
+    name = "similarity"
+    adapted = False
+    student_logits = teacher_logits = False
+
+    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
+        """Return the similarity loss; labels are not read."""
+        return _sum(similarity_loss(student.taps[tap], teacher.taps[tap]) for tap in self.taps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoupledTerm:
+    """Decoupled soft targets (:func:`dfkt.losses.decoupled_loss`)."""
+
+    temperature: float
+    target_weight: float
+    other_weight: float
+    weight: Weight = 1.0
+    name = "decoupled"
+    taps = ()
+    adapted = False
+    student_logits = teacher_logits = True
+
+    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
+        """Return the decoupled loss."""
+        assert student.logits is not None
+        assert teacher.logits is not None
+        weights = (self.target_weight, self.other_weight)
+        return decoupled_loss(student.logits, teacher.logits, labels, self.temperature, *weights)
+
+
+def _sum(values: Iterable[Tensor]) -> Tensor:
+    first, *rest = values
+    for value in rest:
+        first = first + value
+    return first
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """A phase of training with one loss, one trainable set and one optimizer."""
 
     phase: str
-    """``flow``: the student cannot classify yet; ``task``: it is trained to."""
+    """``flow`` or ``hint``: the student cannot classify yet; ``task``: it is trained to."""
     epochs: float
     terms: tuple[Term, ...]
     optimizer: OptimizerConfig
     round: int | None = None
     tap: int | None = None
-    """Highest tap of a flow stage."""
+    """Highest tap of a flow or hint stage."""
     clip_norm: float | None = None
     """Clips the gradient's norm."""
     frozen_below: int | None = None
@@ -126,13 +234,20 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """How messages call the stage, such as ``round 1, stage 2`` or ``task stage``."""
-        return f"round {self.round}, stage {self.tap}" if self.phase == "flow" else "task stage"
+        """How messages call the stage, such as ``round 1, stage 2``, ``hint stage 3`` or ``task stage``."""
+        if self.phase == "flow":
+            return f"round {self.round}, stage {self.tap}"
+        return f"hint stage {self.tap}" if self.phase == "hint" else "task stage"
 
     @property
     def taps(self) -> tuple[int, ...]:
         """Student taps that any term reads."""
         return tuple(sorted({tap for term in self.terms for tap in term.taps}))
+
+    @property
+    def adapted_taps(self) -> tuple[int, ...]:
+        """Student taps at which the channels must agree."""
+        return tuple(sorted({tap for term in self.terms if term.adapted for tap in term.taps}))
 
     def needs(self, what: str) -> bool:
         """Whether any term reads ``student_logits`` or ``teacher_logits``."""
@@ -170,42 +285,111 @@ def describe(schedule: Schedule) -> str:
     """Return a schedule as a readable listing, a line per stage."""
     lines = []
     for stage in schedule:
-        terms = " + ".join(f"{term.weight:g} {_describe_term(term)}" for term in stage.terms)
+        terms = " + ".join(f"{_describe_weight(term.weight)} {_describe_term(term)}" for term in stage.terms)
         frozen = "" if stage.frozen_below is None else f", frozen below tap {stage.frozen_below}"
         opt = stage.optimizer
         lines.append(f"{stage.name}: {stage.epochs:.2f} epochs, {terms}, rate {opt.lr:g} {opt.schedule}{frozen}")
     return "\n".join(lines)
 
 
+def _describe_weight(weight: Weight) -> str:
+    if not isinstance(weight, Ramp):
+        return f"{weight:g}"
+    return f"{weight.start:.3g}->{weight.end:.3g}" + ("" if weight.until == 1 else f" in {weight.until:.3g} of it")
+
+
 def _describe_term(term: Term) -> str:
     if isinstance(term, FlowTerm):
         pairs = " ".join(f"({i},{j})x{w:g}" for (i, j), w in zip(term.pairs, term.weights, strict=True))
         return f"flow[{term.norm}] {pairs}"
-    return f"{term.name}[T={term.temperature:g}]" if isinstance(term, SoftTerm) else term.name
+    if isinstance(term, DecoupledTerm):
+        return f"decoupled[T={term.temperature:g}, {term.target_weight:g} target, {term.other_weight:g} others]"
+    if isinstance(term, SoftTerm):
+        return f"soft[T={term.temperature:g}]"
+    norm = f"[{term.norm}]" if isinstance(term, HintTerm) else ""
+    return f"{term.name}{norm}" + (f" at {' '.join(map(str, term.taps))}" if term.taps else "")
 
 
-def _task_stage(config: RunConfig, epochs: float, kd_weight: float) -> Stage:
-    terms: list[Term] = []
-    if kd_weight < 1:
-        terms.append(TaskTerm(weight=1 - kd_weight))
-    if kd_weight > 0:
-        terms.append(SoftTerm(temperature=config.task.temperature, weight=kd_weight))
+def _task_stage(config: RunConfig, epochs: float, *terms: Term) -> Stage:
     return Stage(
         phase="task",
         epochs=epochs,
-        terms=tuple(terms),
+        terms=terms or (TaskTerm(),),
         optimizer=config.task.optimizer,
         clip_norm=config.train.clip_norm,
     )
 
 
+def _mixed(task: TaskConfig) -> tuple[Term, ...]:
+    """Return cross-entropy and soft targets whose weights add up to 1; one of weight 0 is left out."""
+    terms = (
+        TaskTerm(weight=1 - task.kd_weight),
+        SoftTerm(temperature=task.temperature, weight=task.kd_weight),
+    )
+    return tuple(term for term in terms if term.weight)
+
+
 def _scratch(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedule:
-    return (_task_stage(config, config.train.epochs, 0.0),)
+    return (_task_stage(config, config.train.epochs),)
 
 
 def _kd(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedule:
     """Hinton et al. 2015: soft targets from the first epoch."""
-    return (_task_stage(config, config.train.epochs, config.task.kd_weight),)
+    return (_task_stage(config, config.train.epochs, *_mixed(config.task)),)
+
+
+def _attention(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedule:
+    """Zagoruyko & Komodakis 2017: attention maps at the group ends, beside the labels from the first epoch."""
+    term = AttentionTerm(taps=tuple(group_ends[1:]), weight=config.task.attention_weight)
+    return (_task_stage(config, config.train.epochs, TaskTerm(), term),)
+
+
+def _similarity(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedule:
+    """Tung & Mori 2019, beside the labels from the first epoch.
+
+    The paper leaves the pairs of layers open and names those at the ends of blocks of the same place: here the group
+    ends. Widely used public code takes the last one only.
+    """
+    term = SimilarityTerm(taps=tuple(group_ends[1:]), weight=config.task.similarity_weight)
+    return (_task_stage(config, config.train.epochs, TaskTerm(), term),)
+
+
+def _dkd(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedule:
+    """Zhao et al. 2022, beside the labels; its weight grows from nothing in the first twelfth (20 of 240 epochs there)."""
+    target, other = config.task.decoupled_weights
+    weight = Ramp(0.0, 1.0, config.task.warmup) if config.task.warmup else 1.0
+    term = DecoupledTerm(temperature=config.task.temperature, target_weight=target, other_weight=other, weight=weight)
+    return (_task_stage(config, config.train.epochs, TaskTerm(), term),)
+
+
+def _fitnets(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedule:
+    """Romero et al. 2015: one hint at the middle tap, then KD with a falling weight."""
+    return _hinted(config, [(num_taps // 2,)])
+
+
+def _layerwise(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedule:
+    """Bae et al. 2019: hints at the group ends, added one by one from the bottom, then KD as for FitNets."""
+    ends = group_ends[1:]
+    return _hinted(config, [tuple(ends[: k + 1]) for k in range(len(ends))])
+
+
+def _hinted(config: RunConfig, taps: Sequence[tuple[int, ...]]) -> Schedule:
+    hint, epochs = config.hint, config.train.epochs
+    stages = [_hint_stage(hint, chosen, hint.share * epochs / len(taps)) for chosen in taps]
+    start, end = (weight / config.task.temperature**2 for weight in hint.soft_weights)  # Romero: without Hinton's T^2
+    soft = SoftTerm(temperature=config.task.temperature, weight=Ramp(start, end))
+    return (*stages, _task_stage(config, epochs * (1 - hint.share), TaskTerm(), soft))
+
+
+def _hint_stage(hint: HintConfig, taps: tuple[int, ...], epochs: float) -> Stage:
+    return Stage(
+        phase="hint",
+        epochs=epochs,
+        terms=(HintTerm(taps=taps, norm=hint.norm),),
+        optimizer=hint.optimizer,
+        clip_norm=hint.clip_norm,
+        tap=max(taps),
+    )
 
 
 def _dfkt(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedule:
@@ -223,7 +407,7 @@ def _dfkt(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedu
         for number in range(1, flow.rounds + 1)
         for top, length in zip(tops, lengths, strict=True)
     ]
-    return (*stages, _task_stage(config, epochs - flow_epochs, config.task.kd_weight))
+    return (*stages, _task_stage(config, epochs - flow_epochs, *_mixed(config.task)))
 
 
 def _flow_stage(flow: FlowConfig, pairs: Iterable[FlowPair], number: int, top: int, epochs: float) -> Stage:
@@ -254,23 +438,37 @@ def _pair_weight(flow: FlowConfig, lower: int, upper: int) -> float:
 _BUILDERS: dict[str, Callable[[RunConfig, int, Sequence[int]], Schedule]] = {
     "scratch": _scratch,
     "kd": _kd,
+    "fitnets": _fitnets,
+    "attention": _attention,
+    "layerwise-hint": _layerwise,
+    "similarity": _similarity,
+    "dkd": _dkd,
     "fsp": _dfkt,
     "dfkt": _dfkt,
 }
 
 
 def baseline(config: RunConfig, method: Method) -> RunConfig:
-    """Return the run of a baseline beside ``config``: same data, networks and number of epochs, its reference settings.
+    """Return a method's run at its reference settings beside ``config``: same data, networks and number of epochs.
 
-    kd: temperature 4, weight 0.9. fsp: group ends, one joint flow stage of a third of the epochs, no soft targets (Yim et al.);
-    its loss is ``relative`` at rate 0.1, since the literal sum at rate 0.001 did worse than no flow at all (docs/log.md).
+    ========================  ==================================================================================
+    kd                        temperature 4, weight 0.9
+    fitnets, layerwise-hint   a third of the epochs in hint stages; soft targets of temperature 3, weight 4 to 1
+    attention                 beta 1000
+    similarity                gamma 3000
+    dkd                       temperature 4, alpha 1, beta 8
+    fsp                       group ends, one joint flow stage of a third of the epochs, no soft targets (Yim et al.)
+    dfkt                      every pair up to span 3, bottom-up, one round of a third of the epochs, equal weights
+    ========================  ==================================================================================
+
+    Flow and hint losses are ``relative`` at rate 0.1: the literal sums at the published rates did worse than no such
+    stage at all (docs/log.md).
     """
-
-    base = replace(
-        config, method=method, flow=FlowConfig(), task=replace(config.task, kd_weight=0.0, optimizer=OptimizerConfig())
-    )
+    base = replace(config, method=method, flow=FlowConfig(), hint=HintConfig(), task=TaskConfig())
     if method == "kd":
-        return replace(base, task=replace(base.task, kd_weight=0.9, temperature=4.0))
+        return replace(base, task=TaskConfig(kd_weight=0.9, temperature=4.0))
+    if method in ("fitnets", "layerwise-hint"):
+        return replace(base, task=TaskConfig(temperature=3.0))
     if method == "fsp":
         return replace(base, flow=FlowConfig(pattern="group-ends", order="joint"))
     return base

@@ -96,8 +96,11 @@ class ProgressLine:
     def show(self, what: str, record: Record) -> None:
         """Show how far a run is."""
         if self.live:
-            flow = record["phase"] == "flow"
-            place = f"round {record['round']} stage {record['stage']}" if flow else "task stage"
+            names = {
+                "flow": f"round {record['round']} stage {record['stage']}",
+                "hint": f"hint stage {record['stage']}",
+            }
+            place = names.get(record["phase"], "task stage")
             text = f"{what}: epoch {record['epoch']:.1f}, {place}, loss {record['loss']:.3f}"
             sys.stderr.write(f"\r\x1b[K{text[:110]}")
             sys.stderr.flush()

@@ -47,9 +47,9 @@ def trials_table(study: Study, count: int = 5) -> str:
     counts = ", ".join(f"{states[s]} {w}" for s, w in _STATE_WORDS.items() if s in states) or "no trials yet"
     rows = [("trial", "val %", "best %", "epochs", "seconds", "settings")]
     for _, row in best_trials(study.trials, count).iterrows():
-        values = (_percent(row.last_val_accuracy), _percent(row.best_val_accuracy), f"{row.epochs:.1f}")
+        values = (percent(row.last_val_accuracy), percent(row.best_val_accuracy), f"{row.epochs:.1f}")
         rows.append((str(row.number), *values, f"{row.wall_seconds:.0f}", describe_params(trial_params(row))))
-    return f"{len(study.trials)} trials: {counts}\n" + _align(rows)
+    return f"{len(study.trials)} trials: {counts}\n" + align(rows)
 
 
 def finals_table(study: Study) -> str:
@@ -78,7 +78,7 @@ def finals_table(study: Study) -> str:
             )
         )
     note = f"\n{failed} final runs failed and are not in the table." if failed else ""
-    return _align(rows) + note
+    return align(rows) + note
 
 
 def study_report(study: Study, count: int = 5) -> str:
@@ -86,8 +86,8 @@ def study_report(study: Study, count: int = 5) -> str:
     teacher = study.meta.get("teacher")
     lines = [trials_table(study, count), ""]
     if teacher:
-        test = f", test {_percent(teacher['test_accuracy'])} %" if "test_accuracy" in teacher else ""
-        lines.append(f"teacher {teacher['network']}: val {_percent(teacher['val_accuracy'])} %{test}")
+        test = f", test {percent(teacher['test_accuracy'])} %" if "test_accuracy" in teacher else ""
+        lines.append(f"teacher {teacher['network']}: val {percent(teacher['val_accuracy'])} %{test}")
     student = study.meta["config"]["base"]["student"]
     width = f" at {student['width']:g} of its width" if student.get("width", 1) != 1 else ""
     lines += [f"student {student['name']}{width}, mean ± standard deviation over seeds:", finals_table(study)]
@@ -103,16 +103,16 @@ FINALS_NOTE = (
 _STATE_WORDS = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "unfinished"}
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
 def _spread(shares: pd.Series[float]) -> str:
     spread = f" ± {100 * shares.std():.2f}" if len(shares) > 1 else ""
-    return _percent(shares.mean()) + spread
+    return percent(shares.mean()) + spread
 
 
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     texts = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(texts)

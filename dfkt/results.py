@@ -46,7 +46,7 @@ from dfkt.storage import Storage
 
 TRIALS_PER_PART = 64
 PARTS_IN_MEMORY = 32
-FORMAT = 1
+FORMAT = 2
 STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL")
 """Optuna's words; ``PRUNED`` is a trial that was stopped early."""
 
@@ -91,10 +91,11 @@ EPOCH_SCHEMA = pa.schema(
         _NUMBER,
         pa.field("index", pa.int32(), nullable=False),  # place among the trial's records
         *_columns(pa.float64(), "epoch"),  # epochs of training done so far, flow stages counted in
-        *_columns(pa.string(), "phase"),  # flow or task
+        *_columns(pa.string(), "phase"),  # flow, hint or task
         *_columns(pa.int32(), "round stage"),  # stage is the upper tap; both null in the task stage
         *_columns(pa.int64(), "step images"),
-        *_columns(pa.float64(), "lr loss flow_loss task_loss soft_loss train_accuracy val_accuracy val_loss"),
+        *_columns(pa.float64(), "lr loss task_loss soft_loss flow_loss hint_loss attention_loss similarity_loss"),
+        *_columns(pa.float64(), "decoupled_loss train_accuracy val_accuracy val_loss"),
         *_columns(pa.float64(), "rung_epoch images_per_second seconds"),
     ]
 )

@@ -7,7 +7,7 @@ runs. So a first run, a resumed one and an extended one are the same thing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from dfkt.trial import Driver, Workers
 from dfkt.worker import build_student, images_for, pick_device
 
 Log = Callable[[str], None]
-EXTENDABLE = ("trials", "seeds", "max_failures", "baselines", "base.data.root", "base.teacher.root")
+EXTENDABLE = ("trials", "seeds", "max_failures", "baselines", "final_group", "base.data.root", "base.teacher.root")
 """Settings that may differ between two runs of one study."""
 
 
@@ -87,7 +87,7 @@ def run_study(
             finished = _search(config, store, space, workers, log)
             try:
                 finished = finished and run_finals(config, store, workers, log)
-            except TrainingFailedError as error:
+            except (TrainingFailedError, ray.exceptions.RayError) as error:
                 raise RunError(
                     f"The workers of the final runs failed too often: {str(error).splitlines()[0]}"
                 ) from error
@@ -108,8 +108,8 @@ def check_networks(config: StudyConfig, data: ImageSet) -> SearchSpace:
     match_taps(student.taps, build_student(base.teacher.network, data, seed=0).taps)
     for method in config.baselines:
         build_schedule(baseline(base, method), len(student.taps), group_ends(student.taps))
-    build_schedule(replace(base, method="dfkt"), len(student.taps), group_ends(student.taps))
-    return SearchSpace(len(student.taps), config.weights)
+    build_schedule(base, len(student.taps), group_ends(student.taps))
+    return SearchSpace(len(student.taps), config.weights, base.method)
 
 
 def check_store(config: StudyConfig, storage: Storage, data: ImageSet) -> None:

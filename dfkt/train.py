@@ -18,7 +18,7 @@ from dfkt.checkpoint import random_state, set_random_state
 from dfkt.config import TrainConfig
 from dfkt.data import ImageSet, Split, eval_batches, steps_per_epoch, train_batches
 from dfkt.errors import CheckpointError, NonFiniteLossError
-from dfkt.methods import Features, Schedule, Stage
+from dfkt.methods import Features, Schedule, Stage, weight_at
 from dfkt.optim import autocast, build_optimizer, learning_rate
 from dfkt.tapped import AdaptedNetwork, FrozenTeacher, TappedNetwork
 from dfkt.taps import match_taps
@@ -105,13 +105,13 @@ class Training:
         self._resumed_optimizer = state["optimizer"]
 
     def _build_adapters(self) -> nn.ModuleDict:
-        """Build 1x1 convolutions for every tap read by any stage where the two networks' channels differ."""
+        """Build 1x1 convolutions for every tap where a stage needs channels to agree, and they do not."""
         adapters = nn.ModuleDict()
         if not self.teacher_taps or self.teacher is None:
             return adapters
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            for tap in sorted({tap for stage in self.schedule for tap in stage.taps}):
+            for tap in sorted({tap for stage in self.schedule for tap in stage.adapted_taps}):
                 ours, theirs = self.student.taps[tap].channels, self.teacher.taps[self.teacher_taps[tap]].channels
                 if ours != theirs:
                     adapters[str(tap)] = nn.Conv2d(ours, theirs, 1, bias=False)
@@ -151,7 +151,7 @@ class Training:
             for name, module in self.student.network.named_modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" in frozen
         ]
-        used = nn.ModuleDict({str(t): self.adapters[str(t)] for t in stage.taps if str(t) in self.adapters})
+        used = nn.ModuleDict({str(t): self.adapters[str(t)] for t in stage.adapted_taps if str(t) in self.adapters})
         model: nn.Module = AdaptedNetwork(part, used)
         trainable = [p for p in model.parameters() if p.requires_grad]
         if self.config.compile:
@@ -182,15 +182,17 @@ class Training:
             rank=self.rank,
             world=self.world,
         )
-        losses = torch.zeros(count, len(stage.terms), device=self.device)
+        losses = torch.zeros(count, len(stage.terms) + 1, device=self.device)  # every term's, then their weighted sum
         correct = torch.zeros((), device=self.device)
         seen, lr = 0, 0.0
         for number in range(count):
             images, labels = next(batches)
-            lr = learning_rate(stage.optimizer, (self.step - start) / (end - start))
+            done = (self.step - start) / (end - start)
+            lr = learning_rate(stage.optimizer, done)
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
-            values, logits = self._step(stage, model, trainable, images, labels)
+            weights = [weight_at(term.weight, done) for term in stage.terms]
+            values, logits = self._step(stage, weights, model, trainable, images, labels)
             losses[number] = values
             if logits is not None:
                 correct += (logits.argmax(1) == labels).sum()
@@ -199,31 +201,38 @@ class Training:
             if (number + 1) % CHECK_STEPS == 0 or number + 1 == count:
                 _check_finite(losses[: number + 1], stage, epoch, self.step - number - 1)
         means = self._mean(torch.cat([losses.mean(0), correct[None] / seen]))
-        record: Record = {"loss": 0.0, "lr": lr}
-        for term, value in zip(stage.terms, means, strict=False):
-            record[f"{term.name}_loss"] = value
-            record["loss"] += term.weight * value
+        record: Record = {"lr": lr} | {
+            f"{term.name}_loss": value for term, value in zip(stage.terms, means, strict=False)
+        }
+        record["loss"] = means[-2]
         if stage.needs("student_logits"):
             record["train_accuracy"] = means[-1]
         return record
 
     def _step(
-        self, stage: Stage, model: nn.Module, trainable: list[nn.Parameter], images: Tensor, labels: Tensor
+        self,
+        stage: Stage,
+        weights: list[float],
+        model: nn.Module,
+        trainable: list[nn.Parameter],
+        images: Tensor,
+        labels: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
-        """Update the student once; return the terms' values and the logits."""
+        """Update the student once; return the terms' values with their weighted sum, and the logits."""
         teacher = self._run_teacher(stage, images)
         with self._autocast():
             outputs = model(images)
         student = Features({int(k): v for k, v in outputs.items() if k != "logits"}, outputs.get("logits"))
         values = [term(teacher, student, labels) for term in stage.terms]
-        loss = torch.stack([term.weight * value for term, value in zip(stage.terms, values, strict=True)]).sum()
+        loss = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if stage.clip_norm is not None:
             nn.utils.clip_grad_norm_(trainable, stage.clip_norm)
         self._optimizer.step()
         logits = student.logits
-        return torch.stack([v.detach().float() for v in values]), None if logits is None else logits.detach()
+        logged = torch.stack([v.detach().float() for v in (*values, loss)])
+        return logged, None if logits is None else logits.detach()
 
     def _run_teacher(self, stage: Stage, images: Tensor) -> Features:
         """Run the teacher no further than the stage reads it; activations come by student tap."""
@@ -303,7 +312,7 @@ def _check_finite(losses: Tensor, stage: Stage, epoch: int, first_step: int) -> 
     bad = ~torch.isfinite(losses).all(1)
     if bool(bad.any()):
         step = int(bad.int().argmax())
-        values = ", ".join(f"{t.name} {v:g}" for t, v in zip(stage.terms, losses[step].tolist(), strict=True))
+        values = ", ".join(f"{t.name} {v:g}" for t, v in zip(stage.terms, losses[step].tolist(), strict=False))
         raise NonFiniteLossError(
             f"The loss became nan or inf in {stage.name}, epoch {epoch + 1}, step {first_step + step + 1} ({values}). "
             f"Lower the learning rate ({stage.optimizer.lr:g}) or set clip_norm."

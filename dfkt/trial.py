@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 from ray import tune
@@ -114,6 +115,32 @@ def run_jobs(
         ),
     )
     trainer.fit()
+
+
+def run_side_by_side(jobs: Sequence[Job], workers: Workers, max_failures: int) -> None:
+    """Run jobs, each in one process, as many at a time as the cluster holds.
+
+    Every job's last report is kept in its folder as ``result.json``; a process that died is started again.
+
+    Raises:
+        ray.exceptions.RayError: If a job's process died more often than allowed; the others were run to their end.
+    """
+    resources = {"num_cpus": workers.cpus, "num_gpus": workers.gpus or 0}
+    run = ray.remote(max_retries=max_failures, **resources)(_run_alone)
+    failed: list[ray.exceptions.RayError] = []
+    for reference in [run.remote(job, workers.cpus) for job in jobs]:
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
+
+
+def _run_alone(job: Job, threads: int) -> None:
+    """Run a job in a process of its own; its result is read from its folder."""
+    set_threads(threads)
+    run_job(job, lambda payload: None, device=pick_device())
 
 
 def _run_worker(settings: dict[str, Any]) -> None:
