@@ -174,8 +174,8 @@ def _add_distill(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--norm",
-        choices=("relative", "mean", "sum"),
-        help="of a pair's distance: to the teacher's norm (default), per entry, not at all",
+        choices=("relative", "unit", "mean", "sum"),
+        help="a pair's distance: over the teacher's norm (default), of unit matrices, per entry, as it is",
     )
     group.add_argument("--rounds", type=int, help="passes through the flow stages (default: 1)")
     group.add_argument("--flow-share", type=float, help="share of the epochs spent in flow stages (default: 1/3)")

@@ -32,6 +32,7 @@ PARTS: dict[str, Callable[[FlowConfig], FlowConfig]] = {
     "sequential": lambda flow: replace(flow, order="cumulative", freeze_below=False),
     "one-round": lambda flow: replace(flow, rounds=1),
     "two-rounds": lambda flow: replace(flow, rounds=2),
+    "unit-norm": lambda flow: replace(flow, norm="unit"),
     "equal-weights": lambda flow: replace(flow, span_weights=(), pair_weights=()),
 }
 """One change each to the flow stages of the searched ``dfkt`` run; one that changes nothing there is left out."""

@@ -7,7 +7,7 @@ variant of one)::
     SETTING/ARM/        the study; an arm that was not run yet has none
 
 What the statistics need of it can be saved as four small files, ``about.json`` and three Parquet tables: they give the
-same figures without the studies. How figures look, and what goes with them: :mod:`dfkt.figures`.
+same figures without the studies. How figures look, and what goes with them: :mod:`dfkt.tables`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pandas as pd
 from scipy import stats  # type: ignore[import-untyped]
 
 from dfkt.errors import StudyError
-from dfkt.figures import NOTE, about_setting, accuracy_cells, describe_setting, setting_notes, speed_cells, text_table
+from dfkt.tables import NOTE, about_setting, accuracy_cells, describe_setting, setting_notes, speed_cells, text_table
 from dfkt.report import trial_params
 from dfkt.results import Study, read_study
 from dfkt.storage import Storage
@@ -59,7 +59,7 @@ class Comparison:
         curves: A row per epoch record of a final run: ``setting arm seed epoch step images seconds phase stage loss
             val_accuracy``; epoch, step, images and seconds of training count from the run's begin, flow stages
             included, in which ``val_accuracy`` is null.
-        about: ``settings``: per setting what was run and on what; :func:`dfkt.figures.describe_setting` words it.
+        about: ``settings``: per setting what was run and on what; :func:`dfkt.tables.describe_setting` words it.
     """
 
     runs: pd.DataFrame

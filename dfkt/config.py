@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 Method = Literal["scratch", "kd", "fitnets", "attention", "layerwise-hint", "similarity", "dkd", "fsp", "dfkt"]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
-FlowNorm = Literal["relative", "mean", "sum"]
+FlowNorm = Literal["relative", "unit", "mean", "sum"]
+HintNorm = Literal["relative", "mean", "sum"]
 KNOWN_SETS = ("cifar10", "cifar100", "mnist", "svhn", "digits")
 StageOrder = Literal["cumulative", "local", "joint"]
 RateSchedule = Literal["cosine", "step", "constant"]
@@ -129,7 +130,8 @@ class FlowConfig:
     pair_weights: tuple[tuple[int, int, float], ...] = ()
     """(lower tap, upper tap, weight) for single pairs; overrides ``span_weights``."""
     norm: FlowNorm = "relative"
-    """``sum``: squared Frobenius norm (literal); ``mean`` over the entries; ``relative`` to the teacher's squared norm."""
+    """``sum``: squared Frobenius norm (literal); ``mean`` over the entries; ``relative`` to the teacher's squared norm;
+    ``unit``: of the two matrices, each over its own norm."""
     order: StageOrder = "cumulative"
     """``local``: stage k trains the pairs whose upper tap is k; ``cumulative``: <= k; ``joint``: one stage for all pairs."""
     freeze_below: bool = False
@@ -167,7 +169,7 @@ class FlowConfig:
 class HintConfig:
     """The hint stages of ``fitnets`` and ``layerwise-hint``; the other methods have none."""
 
-    norm: FlowNorm = "relative"
+    norm: HintNorm = "relative"
     """As for flow; ``sum`` is the literal squared distance."""
     share: float = 1 / 3
     """Share of the run's epochs spent in hint stages."""
@@ -178,7 +180,7 @@ class HintConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=0.1))
 
     def __post_init__(self) -> None:
-        _choice("norm", self.norm, FlowNorm)
+        _choice("norm", self.norm, HintNorm)
         _rule(0 < self.share < 1, "0 < share < 1", share=self.share)
         ok = len(self.soft_weights) == 2 and all(_finite(w) and w >= 0 for w in self.soft_weights)
         _rule(ok, "soft_weights are two numbers >= 0", soft_weights=self.soft_weights)

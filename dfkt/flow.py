@@ -65,7 +65,8 @@ def flow_loss(
 
     - ``sum``: ``d = ||T - S||_F^2``, the literal squared Frobenius norm;
     - ``mean``: that over the number of entries, ``M * N``;
-    - ``relative``: that over the teacher's ``||T||_F^2``, so that a weight means the same in every pair and data set.
+    - ``relative``: that over the teacher's ``||T||_F^2``, so that a weight means the same in every pair and data set;
+    - ``unit``: ``||T / ||T||_F - S / ||S||_F||_F^2``, which does not ask for the teacher's size of activations.
 
     Larger lower grids are max-pooled to the upper one. No gradient reaches the teacher.
 
@@ -83,7 +84,7 @@ def flow_loss(
         FlowShapeError: If batch sizes or channels differ, or an upper grid is larger than a lower one.
 
     References:
-        Yim et al., CVPR 2017, Eq. 2 is ``sum``; ``mean`` and ``relative`` are this project's.
+        Yim et al., CVPR 2017, Eq. 2 is ``sum``; ``mean``, ``relative`` and ``unit`` are this project's.
         Two public implementations differ from Eq. 2: one adds unsquared column norms, the other pools by averaging.
 
     Example:
@@ -121,8 +122,13 @@ def _grid_loss(maps: list[list[Tensor]], factors: tuple[tuple[float, ...], ...],
     heights = tuple(t.shape[1] for t in student_lowers)
     widths = tuple(t.shape[1] for t in student_uppers)
     weight = _constant(factors, target.device, target.dtype)
-    squares = (_fsp(student_lowers, student_uppers) - target).square()
-    distances = _block_sums(squares, heights, widths)
+    matrices = _fsp(student_lowers, student_uppers)
+    if norm == "unit":
+        scale = _block_sums(matrices.square(), heights, widths) * _block_sums(target.square(), heights, widths)
+        cosines = _block_sums(matrices * target, heights, widths) * scale.clamp_min(EPSILON**2).rsqrt()
+        distances = 2 - 2 * cosines
+    else:
+        distances = _block_sums((matrices - target).square(), heights, widths)
     if norm == "relative":
         distances = distances / _block_sums(target.square(), heights, widths).clamp_min(EPSILON)
     if norm == "mean":

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfkt.config import FlowNorm
+from dfkt.config import HintNorm
 from dfkt.errors import FlowShapeError
 from dfkt.flow import EPSILON
 
@@ -102,7 +102,7 @@ def decoupled_loss(
     return (target_weight * losses[0] + other_weight * losses[1]) * temperature**2
 
 
-def hint_loss(student: Tensor, teacher: Tensor, norm: FlowNorm = "relative") -> Tensor:
+def hint_loss(student: Tensor, teacher: Tensor, norm: HintNorm = "relative") -> Tensor:
     """Return the hint loss between two networks' maps at one tap, averaged over images.
 
     ``L = 1/B * sum over b of  1/2 * d(b)``, where with the maps ``S`` and ``T`` of image b

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfkt.config import FlowConfig, FlowNorm, HintConfig, Method, OptimizerConfig, RunConfig, TaskConfig
+from dfkt.config import FlowConfig, FlowNorm, HintConfig, HintNorm, Method, OptimizerConfig, RunConfig, TaskConfig
 from dfkt.flow import flow_loss
 from dfkt.losses import attention_loss, decoupled_loss, hint_loss, similarity_loss, soft_target_loss
 from dfkt.patterns import FlowPair, flow_pairs
@@ -146,7 +146,7 @@ class HintTerm:
     """Hints (:func:`dfkt.losses.hint_loss`), summed over taps; the 1x1 convolution is FitNets' regressor."""
 
     taps: tuple[int, ...]
-    norm: FlowNorm
+    norm: HintNorm
     weight: Weight = 1.0
     name = "hint"
     adapted = True

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dfkt import comparison as c
-from dfkt import figures as f
+from dfkt import tables as f
 from dfkt.errors import InputError, StudyError
 
 DOCS = Path(__file__).parent

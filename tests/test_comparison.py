@@ -25,7 +25,7 @@ from dfkt.comparison import (
 )
 from dfkt.config import RunConfig, TrainConfig, to_dict
 from dfkt.errors import StudyError
-from dfkt.figures import markdown_table
+from dfkt.tables import markdown_table
 from dfkt.results import StudyStore
 from dfkt.storage import Storage
 

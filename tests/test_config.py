@@ -11,6 +11,7 @@ import pytest
 from dfkt.config import (
     DataConfig,
     FlowConfig,
+    HintConfig,
     NetworkConfig,
     OptimizerConfig,
     RunConfig,
@@ -64,10 +65,18 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (StudyConfig, {"name": ""}, "study name holds letters"),
     (StudyConfig, {"name": ".hidden"}, "study name holds letters"),
     (StudyConfig, {"name": "a/b"}, "study name holds letters"),
-    (StudyConfig, {"name": "s", "trials": 0}, "trials >= 1"),
+    (StudyConfig, {"name": "s", "trials": -1}, "trials >= 0"),
     (StudyConfig, {"name": "s", "seeds": 0}, "seeds >= 1"),
+    (HintConfig, {"share": 1.0}, "0 < share < 1"),
+    (HintConfig, {"clip_norm": -1.0}, "clip_norm > 0"),
+    (HintConfig, {"soft_weights": (4.0,)}, "soft_weights are two numbers >= 0"),
+    (TaskConfig, {"attention_weight": -1.0}, "attention_weight >= 0"),
+    (TaskConfig, {"similarity_weight": math.inf}, "similarity_weight >= 0"),
+    (TaskConfig, {"decoupled_weights": (1.0, -8.0)}, "decoupled_weights are two numbers >= 0"),
+    (TaskConfig, {"warmup": 2.0}, "0 <= warmup <= 1"),
     (StudyConfig, {"name": "s", "reduction_factor": 1}, "reduction_factor >= 2"),
     (StudyConfig, {"name": "s", "max_failures": -1}, "max_failures >= 0"),
+    (StudyConfig, {"name": "s", "baselines": ("scratch", "dfkt")}, "baselines leave out the method that is searched"),
 ]
 CHOICES: list[tuple[type, dict[str, Any]]] = [
     (OptimizerConfig, {"schedule": "linear"}),
@@ -77,6 +86,7 @@ CHOICES: list[tuple[type, dict[str, Any]]] = [
     (RunConfig, {"method": "magic"}),
     (StudyConfig, {"weights": "tap"}),
     (StudyConfig, {"baselines": ("scratch", "magic")}),
+    (HintConfig, {"norm": "max"}),
 ]
 FULL = StudyConfig(
     name="full",
@@ -87,7 +97,12 @@ FULL = StudyConfig(
         flow=FlowConfig(
             span_weights=(1.0, 0.5), pair_weights=((0, 1, 0.25), (1, 2, 2.0)), stage_lengths=(1.0, 3.0), order="local"
         ),
-        task=TaskConfig(kd_weight=0.5, optimizer=OptimizerConfig(lr=0.05, schedule="step", nesterov=True)),
+        hint=HintConfig(norm="sum", share=0.25, soft_weights=(2.0, 0.5)),
+        task=TaskConfig(
+            kd_weight=0.5,
+            decoupled_weights=(1.0, 2.0),
+            optimizer=OptimizerConfig(lr=0.05, schedule="step", nesterov=True),
+        ),
         train=TrainConfig(epochs=2.5, clip_norm=1.0, compile=True),
     ),
     baselines=("kd",),

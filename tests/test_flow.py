@@ -13,7 +13,7 @@ from dfkt.flow import flow_loss, fsp_matrix
 from dfkt.patterns import flow_pairs
 
 SHAPES = [(3, 8), (4, 8), (5, 4), (6, 2)]
-NORMS = ("sum", "mean", "relative")
+NORMS = ("sum", "mean", "relative", "unit")
 
 
 def random_taps(seed: int, shapes=SHAPES, images: int = 5, dtype=torch.float64) -> dict[int, torch.Tensor]:
@@ -42,8 +42,10 @@ def naive_loss(teacher, student, pairs, weights, norm) -> float:
                 naive_fsp(F.adaptive_max_pool2d(taps[i][b], taps[j].shape[2:]), taps[j][b])
                 for taps in (teacher, student)
             )
+            if norm == "unit":
+                t, s = t / t.square().sum().sqrt(), s / s.square().sum().sqrt()
             distance = float((t - s).square().sum())
-            scale = {"sum": 1.0, "mean": t.numel(), "relative": float(t.square().sum())}[norm]
+            scale = {"sum": 1.0, "mean": t.numel(), "relative": float(t.square().sum()), "unit": 1.0}[norm]
             total += weight * distance / scale / images
     return total
 
@@ -56,7 +58,7 @@ def test_flow_loss_agrees_with_a_naive_loop_in_float64(norm, pattern):
 
     found = flow_loss(teacher, student, pairs, weights, norm)
 
-    assert found.item() == pytest.approx(naive_loss(teacher, student, pairs, weights, norm), rel=1e-12)
+    assert found.item() == pytest.approx(naive_loss(teacher, student, pairs, weights, norm), rel=1e-11)
 
 
 def test_fsp_matrix_agrees_with_a_naive_loop_on_one_grid():
@@ -70,7 +72,7 @@ def test_fsp_matrix_agrees_with_a_naive_loop_on_one_grid():
 @pytest.mark.parametrize("norm", NORMS)
 def test_flow_loss_is_zero_for_identical_networks(norm):
     taps = random_taps(0)
-    assert flow_loss(taps, taps, flow_pairs("dense", 4), [1.0] * 6, norm).item() == 0
+    assert flow_loss(taps, taps, flow_pairs("dense", 4), [1.0] * 6, norm).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_no_gradient_reaches_the_teacher_and_all_of_the_student_gets_one():
@@ -116,6 +118,26 @@ def test_a_relative_loss_does_not_change_when_both_networks_are_scaled():
     assert flow_loss(*louder, pairs, [1.0] * 6).item() == pytest.approx(
         flow_loss(teacher, student, pairs, [1.0] * 6).item()
     )
+
+
+def test_a_unit_loss_does_not_change_when_one_network_is_scaled():
+    teacher, student, pairs = random_taps(0), random_taps(1), flow_pairs("dense", 4)
+    louder = {tap: 7 * value for tap, value in student.items()}
+
+    assert flow_loss(teacher, louder, pairs, [1.0] * 6, "unit").item() == pytest.approx(
+        flow_loss(teacher, student, pairs, [1.0] * 6, "unit").item()
+    )
+
+
+def test_a_unit_loss_of_a_silent_student_has_a_finite_gradient():
+    teacher, pairs = random_taps(0), flow_pairs("dense", 4)
+    silent = {tap: torch.zeros_like(value).requires_grad_() for tap, value in teacher.items()}
+
+    loss = flow_loss(teacher, silent, pairs, [1.0] * 6, "unit")
+    loss.backward()
+
+    assert loss.item() == pytest.approx(2 * 6)
+    assert all(torch.isfinite(value.grad).all() for value in silent.values())
 
 
 def test_teacher_and_student_may_live_on_different_grids():

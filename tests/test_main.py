@@ -78,12 +78,12 @@ BOTH = [
 STUDY = [
     ("--results file/below", "must be writable"),
     ("--results nowhere://x", "URI that pyarrow knows"),
-    ("--trials 0", "trials >= 1"),
+    ("--trials -1", "trials >= 0"),
     ("--seeds 0", "seeds >= 1"),
     ("--search-seed -1", "search_seed >= 0"),
     ("--name ../up", "study name holds"),
     ("--name ''", "study name holds"),
-    ("--baselines nonsense", "must be one of scratch, kd, fsp"),
+    ("--baselines nonsense", "must be one of scratch, kd, fitnets"),
     ("--workers-per-trial 0", "workers > 0"),
     ("--gpus-per-worker nan", "gpus_per_worker > 0"),
 ]

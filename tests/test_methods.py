@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from dfkt.config import FlowConfig, RunConfig, TaskConfig, TrainConfig
+from dfkt.config import METHODS, FlowConfig, RunConfig, TaskConfig, TrainConfig
 from dfkt.errors import PatternError
-from dfkt.methods import baseline, build_schedule, describe, needs_teacher
+from dfkt.methods import Ramp, baseline, build_schedule, describe, needs_teacher, weight_at
 
 RUN = RunConfig(train=TrainConfig(epochs=30))
 
@@ -28,6 +28,52 @@ def test_fsp_is_one_joint_stage_of_the_group_ends_then_the_task():
         "round 1, stage 6: 10.00 epochs, 1 flow[relative] (0,2)x1 (2,4)x1 (4,6)x1, rate 0.1 cosine",
         "task stage: 20.00 epochs, 1 task, rate 0.1 cosine",
     ]
+
+
+def test_fitnets_gives_one_hint_in_the_middle_then_kd_with_a_falling_weight():
+    assert listing(baseline(RUN, "fitnets"), 7, (0, 2, 4, 6)) == [
+        "hint stage 3: 10.00 epochs, 1 hint[relative] at 3, rate 0.1 cosine",
+        "task stage: 20.00 epochs, 1 task + 0.444->0.111 soft[T=3], rate 0.1 cosine",
+    ]
+
+
+def test_layerwise_hints_are_added_one_by_one_from_the_bottom():
+    assert listing(baseline(RUN, "layerwise-hint"), 7, (0, 2, 4, 6)) == [
+        "hint stage 2: 3.33 epochs, 1 hint[relative] at 2, rate 0.1 cosine",
+        "hint stage 4: 3.33 epochs, 1 hint[relative] at 2 4, rate 0.1 cosine",
+        "hint stage 6: 3.33 epochs, 1 hint[relative] at 2 4 6, rate 0.1 cosine",
+        "task stage: 20.00 epochs, 1 task + 0.444->0.111 soft[T=3], rate 0.1 cosine",
+    ]
+
+
+def test_attention_is_beside_the_labels_at_the_group_ends():
+    assert listing(baseline(RUN, "attention"), 7, (0, 2, 4, 6)) == [
+        "task stage: 30.00 epochs, 1 task + 1000 attention at 2 4 6, rate 0.1 cosine"
+    ]
+
+
+def test_similarity_is_beside_the_labels_at_the_group_ends():
+    assert listing(baseline(RUN, "similarity"), 7, (0, 2, 4, 6)) == [
+        "task stage: 30.00 epochs, 1 task + 3000 similarity at 2 4 6, rate 0.1 cosine"
+    ]
+
+
+def test_decoupled_soft_targets_warm_up_in_the_first_twelfth():
+    assert listing(baseline(RUN, "dkd")) == [
+        "task stage: 30.00 epochs, 1 task + 0->1 in 0.0833 of it decoupled[T=4, 1 target, 8 others], rate 0.1 cosine"
+    ]
+
+
+def test_a_ramp_goes_from_its_start_to_its_end_and_stays():
+    assert [Ramp(4, 1).at(done) for done in (0, 0.5, 1)] == [4, 2.5, 1]
+    assert [Ramp(0, 1, 0.25).at(done) for done in (0, 0.125, 0.25, 0.9)] == [0, 0.5, 1, 1]
+    assert [weight_at(weight, 0.5) for weight in (3.0, Ramp(4, 1))] == [3.0, 2.5]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_flow_and_hints_need_channels_to_agree(method):
+    for stage in build_schedule(baseline(RUN, method), 4, (0, 1, 2, 3)):
+        assert stage.adapted_taps == (stage.taps if stage.phase in ("flow", "hint") else ())
 
 
 def test_dfkt_goes_from_bottom_to_top_in_every_round():
@@ -72,7 +118,7 @@ def test_a_pair_weight_overrides_its_spans_weight():
     }
 
 
-@pytest.mark.parametrize("method", ["scratch", "kd", "fsp", "dfkt"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_spends_the_same_number_of_epochs(method):
     run = RUN if method == "dfkt" else baseline(RUN, method)
     assert sum(stage.epochs for stage in build_schedule(run, 4, (0, 1, 2, 3))) == pytest.approx(30)
@@ -86,12 +132,7 @@ def test_a_stage_needs_nothing_above_its_highest_tap():
 
 
 def test_only_scratch_does_without_a_teacher():
-    assert [needs_teacher(replace(RUN, method=m)) for m in ("scratch", "kd", "fsp", "dfkt")] == [
-        False,
-        True,
-        True,
-        True,
-    ]
+    assert [m for m in METHODS if not needs_teacher(replace(RUN, method=m))] == ["scratch"]
 
 
 def test_a_pattern_that_does_not_fit_is_refused():

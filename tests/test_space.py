@@ -1,15 +1,16 @@
 """The search space: every sample is a run that can be trained."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import optuna
 import pytest
 
-from dfkt.config import NetworkConfig, OptimizerConfig, RunConfig, TaskConfig
-from dfkt.methods import FlowTerm, build_schedule
+from dfkt.config import METHODS, FlowConfig, HintConfig, NetworkConfig, OptimizerConfig, RunConfig, TaskConfig
+from dfkt.methods import FlowTerm, baseline, build_schedule
 from dfkt.patterns import flow_pairs
-from dfkt.space import MAX_ROUNDS, ORDERS, Params, SearchSpace, describe_params, resolve
+from dfkt.space import MAX_ROUNDS, ORDERS, RANGES, Params, SearchSpace, describe_params, resolve
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 TAPS = (2, 3, 4, 10)
@@ -138,8 +139,9 @@ def test_names_of_many_taps_are_read_whole():
 def test_what_is_not_searched_comes_from_the_base():
     params = SearchSpace(4).start() | {"pattern": "dense-3"}
     base = RunConfig(
-        method="scratch",
         data=BASE.data,
+        flow=FlowConfig(norm="mean", clip_norm=2.0, rounds=3),
+        hint=HintConfig(norm="sum"),
         task=TaskConfig(temperature=7.0, kd_weight=0.9, optimizer=OptimizerConfig(momentum=0.5, schedule="step")),
     )
     config = resolve(params, base)
@@ -151,8 +153,9 @@ def test_what_is_not_searched_comes_from_the_base():
         base.student,
         base.train,
     )
-    assert config.task.temperature == 7.0
+    assert (config.flow.norm, config.flow.clip_norm, config.hint.norm) == ("mean", 2.0, "sum")
     assert config.task.kd_weight == 0.0  # no soft targets was sampled
+    assert config.flow.rounds == 1  # searched
     assert config.task.optimizer == OptimizerConfig(momentum=0.5, schedule="step", lr=0.1)
 
 
@@ -164,3 +167,33 @@ def test_every_choice_is_reached():
     assert {params.get("order") for params in drawn} == {*ORDERS, None}
     assert {params.get("rounds") for params in drawn} == {*range(1, MAX_ROUNDS + 1), None}
     assert {params.get("freeze_below") for params in drawn} == {True, False, None}
+
+
+OTHERS = [method for method in METHODS if method != "dfkt"]
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_the_other_methods_start_at_their_reference_settings(method):
+    base = replace(BASE, method=method)
+    assert resolve(SearchSpace(4, method=method).start(), base) == baseline(base, method)
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_every_sample_of_every_method_is_a_run_with_the_tables_columns(method):
+    space = SearchSpace(4, method=method)
+    for params, trial in samples(space, 30):
+        config = resolve(params, replace(BASE, method=method))
+        assert sum(stage.epochs for stage in build_schedule(config, 4, (0, 1, 2, 3))) == pytest.approx(60)
+        assert {name: type(value) for name, value in params.items()} == space.types()
+        assert trial.params == params
+        assert all(RANGES[name][0] <= value <= RANGES[name][1] for name, value in params.items())
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_every_searched_setting_of_a_method_changes_its_schedule(method):
+    base = replace(BASE, method=method)
+    space = SearchSpace(4, method=method)
+    start = build_schedule(resolve(space.start(), base), 4, (0, 1, 2, 3))
+    for name in space.start():
+        other = resolve(space.start() | {name: RANGES[name][0]}, base)
+        assert build_schedule(other, 4, (0, 1, 2, 3)) != start, name
