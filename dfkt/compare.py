@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from dfkt.cluster import cluster
+from dfkt.arms import ArmDriver, ArmRecorder, Arms, Opener, RunningArm, Skipped
+from dfkt.cluster import cluster, fit_workers
 from dfkt.config import FlowConfig, RunConfig, StudyConfig, _rule, to_dict
-from dfkt.data import load_data
+from dfkt.data import ImageSet, load_data
 from dfkt.errors import StudyError
-from dfkt.report import trial_config
-from dfkt.results import read_study
+from dfkt.finals import winner_of
+from dfkt.methods import build_schedule
 from dfkt.storage import Storage
-from dfkt.study import check_networks, check_store, run_study
-from dfkt.trial import Workers
+from dfkt.study import check_networks, check_store, keep_teacher, open_store, tune_trials
+from dfkt.taps import group_ends
+from dfkt.trial import Driver, Workers
+from dfkt.worker import build_student
 
 Log = Callable[[str], None]
 INDEX_FILE = "comparison.json"
@@ -69,6 +72,9 @@ class Setting:
         _rule(len(set(names)) == len(names), "arms of a setting have different names", arms=names)
         before = "dfkt" in names[: next((k for k, a in enumerate(self.arms) if a.part), len(names) + 1)]
         _rule(before or not any(a.part for a in self.arms), "the arm dfkt stands before its parts", arms=names)
+        _rule(bool(names), "a setting has arms", arms=names)
+        same = all(arm.run.data == self.arms[0].run.data for arm in self.arms)
+        _rule(same, "all arms of a setting have the same images", setting=self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,22 +118,73 @@ def run_comparison(
     """
     folder = Storage(results).sub(config.name)
     folder.check_writable()
-    _check(config, folder)
-    _write_index(config, folder)
-    failures = 0
-    with cluster(address):
-        for setting in config.settings:
-            for number, arm in enumerate(setting.arms, 1):
-                study = _arm_study(config, arm, folder.sub(setting.name))
-                if study is None:
-                    log(f"{setting.name}: {arm.name} is what dfkt is already")
-                    continue
-                log(f"\n{setting.name}: {arm.name} ({number} of {len(setting.arms)} arms)")
-                result = run_study(study, folder.sub(setting.name).path, workers=workers, log=log)
-                failures += result.failures
-                if result.interrupted:
-                    return False, failures
-    return True, failures
+    with folder.lock():
+        images = _check(config, folder)
+        _write_index(config, folder)
+        with cluster(address):
+            workers = fit_workers(workers or Workers())
+            opener = _Opener(config, folder, images, log)
+            arms = Arms([opener.open(setting, arm) for setting in config.settings for arm in setting.arms])
+            tune_trials(
+                ArmDriver(tuple(opener.drivers(workers))),
+                workers,
+                folder,
+                search=arms,
+                recorder=ArmRecorder(arms),
+                count=sum(arm.trials + config.seeds for setting in config.settings for arm in setting.arms),
+                max_failures=config.max_failures,
+            )
+            return arms.done, arms.failures
+
+
+class _Opener:
+    """Opens the arms' studies: at once, or for a part of the method as soon as its search is over."""
+
+    def __init__(self, config: ComparisonConfig, folder: Storage, images: Mapping[str, ImageSet], log: Log) -> None:
+        self.config, self.folder, self.images, self.log = config, folder, images, log
+        self.ours: dict[str, RunningArm] = {}
+
+    def open(self, setting: Setting, arm: Arm) -> RunningArm | Opener:
+        if arm.part is not None:
+            return lambda: self._open_part(setting, arm)
+        opened = self._open(setting, arm, _study(self.config, arm))
+        if arm.name == "dfkt":
+            self.ours[setting.name] = opened
+        return opened
+
+    def _open_part(self, setting: Setting, arm: Arm) -> RunningArm | Skipped | None:
+        """Open an arm that is ``dfkt`` with one part changed; wait for the winner of its search."""
+        assert arm.part is not None
+        ours = self.ours[setting.name]
+        if not ours.searched:
+            return None
+        winner = winner_of(ours.study, ours.store)
+        if winner is None:
+            self.log(f"{setting.name} {arm.name}: dfkt has no complete trial")
+            return Skipped()
+        changed = replace(winner, flow=PARTS[arm.part](winner.flow))
+        taps = build_student(winner.student, self.images[setting.name], seed=0).taps
+        old, new = (build_schedule(run, len(taps), group_ends(taps)) for run in (winner, changed))
+        if old == new:
+            self.log(f"{setting.name} {arm.name}: dfkt is that already")
+            return Skipped()
+        return self._open(setting, arm, replace(_study(self.config, arm), base=changed))
+
+    def _open(self, setting: Setting, arm: Arm, study: StudyConfig) -> RunningArm:
+        data = self.images[setting.name]
+        storage = self.folder.sub(setting.name, arm.name)
+        space = check_networks(study, data)
+        check_store(study, storage, data)
+        store = open_store(study, storage, data, space)
+        keep_teacher(study, store, self.log if arm is setting.arms[0] else lambda line: None)
+        return RunningArm(study, store, space, lambda line: self.log(f"{setting.name} {arm.name}: {line}"))
+
+    def drivers(self, workers: Workers) -> Iterator[Driver]:
+        """Yield what runs the trials of each arm."""
+        for setting in self.config.settings:
+            for arm in setting.arms:
+                path = self.folder.sub(setting.name, arm.name).path
+                yield Driver(arm.run, path, workers, self.config.max_failures)
 
 
 def _study(config: ComparisonConfig, arm: Arm) -> StudyConfig:
@@ -137,7 +194,6 @@ def _study(config: ComparisonConfig, arm: Arm) -> StudyConfig:
         trials=arm.trials,
         seeds=config.seeds,
         baselines=(),
-        final_group=False,
         weights="pair" if arm.weights == "pair" else "span",
         early_stopping=False,
         search_seed=config.search_seed,
@@ -145,28 +201,18 @@ def _study(config: ComparisonConfig, arm: Arm) -> StudyConfig:
     )
 
 
-def _arm_study(config: ComparisonConfig, arm: Arm, folder: Storage) -> StudyConfig | None:
-    """Return an arm's study; for a part of the method its change to the winner, ``None`` where it changes nothing."""
-    study = _study(config, arm)
-    if arm.part is None:
-        return study
-    winner = trial_config(read_study(folder.sub("dfkt")))
-    flow = PARTS[arm.part](winner.flow)
-    return None if flow == winner.flow else replace(study, base=replace(winner, flow=flow))
-
-
-def _check(config: ComparisonConfig, folder: Storage) -> None:
-    """Refuse what cannot be done before any arm starts."""
+def _check(config: ComparisonConfig, folder: Storage) -> dict[str, ImageSet]:
+    """Refuse what cannot be done before any arm starts; return the settings' images."""
+    images = {}
     for setting in config.settings:
-        data = None
+        data = images[setting.name] = load_data(setting.arms[0].run.data)
         for arm in setting.arms:
             study = _study(config, arm)
-            if data is None or arm.run.data != setting.arms[0].run.data:
-                data = load_data(arm.run.data)
             changed = PARTS[arm.part](arm.run.flow) if arm.part else arm.run.flow
             check_networks(replace(study, base=replace(arm.run, flow=changed)), data)
             if arm.part is None:
                 check_store(study, folder.sub(setting.name, arm.name), data)
+    return images
 
 
 def _write_index(config: ComparisonConfig, folder: Storage) -> None:

@@ -24,10 +24,10 @@ import pandas as pd
 from scipy import stats  # type: ignore[import-untyped]
 
 from dfkt.errors import StudyError
-from dfkt.tables import NOTE, about_setting, accuracy_cells, describe_setting, setting_notes, speed_cells, text_table
 from dfkt.report import trial_params
 from dfkt.results import Study, read_study
 from dfkt.storage import Storage
+from dfkt.tables import NOTE, about_setting, accuracy_cells, describe_setting, setting_notes, speed_cells, text_table
 
 Place = str | os.PathLike[str] | Storage
 FORMAT = 1

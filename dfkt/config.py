@@ -288,8 +288,6 @@ class StudyConfig:
     """Repetitions of each final run."""
     baselines: tuple[Method, ...] = ("scratch", "kd", "fsp")
     """Methods that stand beside the winner at their reference settings, with the same number of epochs."""
-    final_group: bool = True
-    """Final runs one after another on all workers (Ray Train); ``False``: side by side, each on the workers of one trial."""
     weights: Literal["span", "pair"] = "span"
     """Search one flow weight per span, or one per flow pair."""
     early_stopping: bool = True

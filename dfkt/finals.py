@@ -1,7 +1,7 @@
 """The final runs: the best configuration and the baselines, trained again over seeds, then tested once.
 
-They run one after another on one group of Ray Train's workers, or side by side, each in a process of its own. Each
-leaves its result as a file when it ends; this process, the only writer of the store, takes it from there.
+All of them run one after another on one group of Ray Train's workers. Each leaves its result as a file when it ends;
+this process, the only writer of the store, takes it from there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dfkt.report import best_trials, trial_config
 from dfkt.results import StudyStore, read_study
 from dfkt.storage import Storage
 from dfkt.train import evaluate
-from dfkt.trial import Workers, run_jobs, run_side_by_side
+from dfkt.trial import Workers, run_jobs
 from dfkt.worker import RESULT_FILE, Job, Payload, images_for, pick_device, teacher_for
 
 Log = Callable[[str], None]
@@ -38,36 +38,42 @@ def run_finals(config: StudyConfig, store: StudyStore, workers: Workers, log: Lo
         workers: What one worker takes; the group is as large as the cluster allows.
         log: Receives a line per run.
     """
-    jobs = _jobs(config, store)
-    if not jobs:
-        log("no trial was completed, so there is nothing to train again")
-        return True
-    _test_teacher(config.base, store)
-    known = {row["number"] for row in store.final_rows()}
-    todo = [job for job in jobs if job.number not in known]
+    todo = final_jobs(config, store, log)
     if not todo:
         return True
+    single = replace(workers, count=1, gpus=math.ceil(workers.gpus or 0))  # NCCL takes one worker per GPU
+    group = replace(single, count=count_groups(single))
+    log(f"final runs: {len(todo)} on one group of {group.count} workers; test is opened at the end of each")
     with _collecting(store, todo, log):
-        if config.final_group or workers.count > 1:
-            _run_on_group(config, store, todo, workers, log)
-        else:
-            log(f"final runs: {len(todo)}, {count_groups(workers)} at a time; test is opened at the end of each")
-            run_side_by_side(todo, workers, config.max_failures)
+        run_jobs(todo, group, store.storage.path, f"finals-{todo[0].number:05d}", config.max_failures)
+    store.storage.sub("ray").delete_all()
     known = {row["number"] for row in store.final_rows()}
     return all(job.number in known for job in todo)
 
 
-def _run_on_group(config: StudyConfig, store: StudyStore, todo: Sequence[Job], workers: Workers, log: Log) -> None:
-    single = replace(workers, count=1, gpus=math.ceil(workers.gpus or 0))  # NCCL takes one worker per GPU
-    group = replace(single, count=count_groups(single))
-    log(f"final runs: {len(todo)} on one group of {group.count} workers; test is opened at the end of each")
-    run_jobs(todo, group, store.storage.path, f"finals-{todo[0].number:05d}", config.max_failures)
-    store.storage.sub("ray").delete_all()
+def final_jobs(config: StudyConfig, store: StudyStore, log: Log) -> list[Job]:
+    """Return the final runs that are still to be done; the teacher is tested before the first of them."""
+    jobs = _jobs(config, store)
+    if not jobs:
+        log("no trial was completed, so there is nothing to train again")
+        return []
+    _test_teacher(config.base, store)
+    known = {row["number"] for row in store.final_rows()}
+    return [job for job in jobs if job.number not in known]
+
+
+def save_result(store: StudyStore, job: Job, log: Log) -> bool:
+    """Write a final run into the store if its result is there; return whether it is."""
+    data = Storage(job.storage).read(RESULT_FILE)
+    if data is None:
+        return False
+    _save(store, job, json.loads(data), log)
+    return True
 
 
 def _jobs(config: StudyConfig, store: StudyStore) -> list[Job]:
     """Return a job per method and seed, numbered for good: one that was listed before keeps its number."""
-    winner = _winner(config, store)
+    winner = winner_of(config, store)
     if winner is None:
         return []
     runs = [*(baseline(config.base, method) for method in config.baselines), winner]
@@ -86,7 +92,7 @@ def _jobs(config: StudyConfig, store: StudyStore) -> list[Job]:
     return jobs
 
 
-def _winner(config: StudyConfig, store: StudyStore) -> RunConfig | None:
+def winner_of(config: StudyConfig, store: StudyStore) -> RunConfig | None:
     """Return the best trial's configuration, or the study's own where nothing is searched."""
     if config.trials == 0:
         return config.base
@@ -107,9 +113,8 @@ def _collecting(store: StudyStore, jobs: Sequence[Job], log: Log) -> Iterator[No
 
     def collect() -> None:
         for number, job in list(left.items()):
-            data = Storage(job.storage).read(RESULT_FILE)
-            if data is not None:
-                _save(store, left.pop(number), json.loads(data), log)
+            if save_result(store, job, log):
+                del left[number]
 
     def watch() -> None:
         while not over.wait(0.5):
@@ -141,9 +146,16 @@ def _save(store: StudyStore, job: Job, payload: Payload, log: Log) -> None:
 def _test_teacher(base: RunConfig, store: StudyStore) -> None:
     """Measure the teacher on ``test``, once."""
     teacher = store.meta["teacher"]
-    if "test_accuracy" not in teacher:
+    if "test_accuracy" in teacher:
+        return
+    key = teacher["key"], config_key(base.data)
+    if key not in _TESTED:
         data = images_for(base.data, pick_device(), test=True)
         assert data.test is not None
         network = teacher_for(base.teacher, data, store.storage.path).network
-        accuracy, _ = evaluate(network, data, data.test, base.train)
-        store.update_meta(teacher=teacher | {"test_accuracy": accuracy})
+        _TESTED[key], _ = evaluate(network, data, data.test, base.train)
+    store.update_meta(teacher=teacher | {"test_accuracy": _TESTED[key]})
+
+
+_TESTED: dict[tuple[str, str], float] = {}
+"""Accuracies of this process's teachers on ``test``, so that the arms of a comparison open it once."""

@@ -104,6 +104,7 @@ _STATE_WORDS = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "fail
 
 
 def percent(share: float) -> str:
+    """Return a share as a percentage with two decimals."""
     return f"{100 * share:.2f}"
 
 
@@ -113,6 +114,7 @@ def _spread(shares: pd.Series[float]) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines with aligned columns."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     texts = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(texts)

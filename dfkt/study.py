@@ -28,11 +28,11 @@ from dfkt.space import SearchSpace
 from dfkt.storage import Storage
 from dfkt.taps import group_ends, match_taps
 from dfkt.teacher import check_checkpoint, find_teacher, publish_teacher
-from dfkt.trial import Driver, Workers
+from dfkt.trial import Driver, Workers, trainable
 from dfkt.worker import build_student, images_for, pick_device
 
 Log = Callable[[str], None]
-EXTENDABLE = ("trials", "seeds", "max_failures", "baselines", "final_group", "base.data.root", "base.teacher.root")
+EXTENDABLE = ("trials", "seeds", "max_failures", "baselines", "base.data.root", "base.teacher.root")
 """Settings that may differ between two runs of one study."""
 
 
@@ -83,11 +83,11 @@ def run_study(
         with cluster(address):
             workers = fit_workers(workers or Workers())
             store = open_store(config, storage, data, space)
-            _keep_teacher(config, store, log)
+            keep_teacher(config, store, log)
             finished = _search(config, store, space, workers, log)
             try:
                 finished = finished and run_finals(config, store, workers, log)
-            except (TrainingFailedError, ray.exceptions.RayError) as error:
+            except TrainingFailedError as error:
                 raise RunError(
                     f"The workers of the final runs failed too often: {str(error).splitlines()[0]}"
                 ) from error
@@ -171,7 +171,7 @@ def teach(config: RunConfig, folder: Storage, log: Log) -> dict[str, Any]:
     return {"key": teacher.key, "network": config.teacher.network.name, "val_accuracy": teacher.val_accuracy}
 
 
-def _keep_teacher(config: StudyConfig, store: StudyStore, log: Log) -> None:
+def keep_teacher(config: StudyConfig, store: StudyStore, log: Log) -> None:
     """Leave the teacher where every worker finds it; it is trained where a GPU is, if the cluster has any."""
     known = store.meta.get("teacher", {})
     if pick_device().type == "cpu" and ray.cluster_resources().get("GPU", 0) >= 1:
@@ -190,42 +190,76 @@ def _search(config: StudyConfig, store: StudyStore, space: SearchSpace, workers:
     missing = config.trials - len(done)
     if missing <= 0:
         return True
-    journal = _journal(store.storage)
+    journal = journal_of(store.storage)
     unfinished = reconcile(open_optuna(config, journal, space, rows), rows)
     limit = min(count_groups(workers), missing)
     again = f", {len(done)} done before, {len(unfinished)} taken up again" if rows else ""
     log(f"search: {config.trials} trials{again}, {limit} at a time")
     epochs = {row["number"]: store.trial_epochs(row["number"]) for row in done}
-    driver = Driver(config.base, store.storage.path, workers, config.max_failures)
+    tune_trials(
+        Driver(config.base, store.storage.path, workers, config.max_failures),
+        workers,
+        store.storage,
+        search=build_search(config, journal, space, unfinished),
+        scheduler=build_scheduler(config, done, epochs),
+        recorder=Recorder(store, config, journal, log),
+        count=missing,
+        max_failures=config.max_failures,
+    )
+    return sum(row["state"] != "RUNNING" for row in store.trial_rows()) >= config.trials
+
+
+def tune_trials(
+    run: Callable[[dict[str, Any]], None],
+    workers: Workers,
+    storage: Storage,
+    *,
+    search: Any,
+    recorder: tune.Callback,
+    count: int,
+    max_failures: int,
+    scheduler: Any = None,
+) -> None:
+    """Let Tune run trials, as many at a time as the cluster holds; Ctrl-C returns early.
+
+    Args:
+        run: Called in a process of its own with every trial's parameters.
+        workers: What a trial spans.
+        storage: Folder for what Ray writes meanwhile; deleted at the end.
+        search: Tune's searcher, which hands out the parameters.
+        recorder: Is told how trials start, report and end; keeps all that shall be kept.
+        count: At most so many trials.
+        max_failures: Restarts of a trial whose process died.
+        scheduler: Tune's scheduler, which may stop trials early.
+    """
     tuner = tune.Tuner(
-        driver.trainable(),
+        trainable(run, workers),
         tune_config=tune.TuneConfig(
-            search_alg=build_search(config, journal, space, unfinished),
-            scheduler=build_scheduler(config, done, epochs),
-            num_samples=missing,
-            max_concurrent_trials=limit,
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=count,
+            max_concurrent_trials=min(count_groups(workers), count),
             reuse_actors=workers.count == 1,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=store.storage.sub("ray").path,
-            callbacks=[Recorder(store, config, journal, log)],
-            failure_config=tune.FailureConfig(max_failures=config.max_failures),
+            storage_path=storage.sub("ray").path,
+            callbacks=[recorder],
+            failure_config=tune.FailureConfig(max_failures=max_failures),
             verbose=0,
         ),
     )
     tuner.fit()
-    store.storage.sub("ray").delete_all()
-    return sum(row["state"] != "RUNNING" for row in store.trial_rows()) >= config.trials
+    storage.sub("ray").delete_all()
 
 
 def _trial_name(trial: Any) -> str:
-    return f"trial-{trial.config['number']:05d}"
+    return f"trial-{trial.config['number']:05d}-{trial.trial_id}"
 
 
-def _journal(storage: Storage) -> Path:
+def journal_of(storage: Storage) -> Path:
     """Return Optuna's journal: in the study's folder, or for a remote one a local copy, sent there after every trial."""
     if storage.is_local:
         return Path(storage.path) / "optuna.journal"

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import ray.train
 import ray.train.torch
 from ray import tune
@@ -71,22 +70,25 @@ class Driver:
         """Run one trial; ``params`` are a sample of the space, with the trial's ``number``."""
         number = params["number"]
         folder = Storage(self.storage).sub("runs", f"trial-{number:05d}")
-        job = Job(config=resolve(params, self.base), storage=folder.path, teacher=self.storage, number=number)
+        self.run(Job(config=resolve(params, self.base), storage=folder.path, teacher=self.storage, number=number))
+
+    def run(self, job: Job) -> None:
+        """Run a job inside a Tune trial: in its process, or on a group of workers."""
         if self.workers.count == 1:
             set_threads(self.workers.cpus)
             run_job(job, tune.report, device=pick_device())
         else:
-            callbacks = [TuneReportCallback()]
-            run_jobs([job], self.workers, self.storage, f"trial-{number:05d}", self.max_failures, callbacks)
+            name = f"{'final' if job.test else 'trial'}-{job.number:05d}"
+            run_jobs([job], self.workers, self.storage, name, self.max_failures, [TuneReportCallback()])
 
-    def trainable(self) -> Callable[..., Any]:
-        """Return the driver with the resources that it takes itself."""
 
-        def run(config: dict[str, Any]) -> None:
-            self(config)
+def trainable(run: Callable[[dict[str, Any]], None], workers: Workers) -> Callable[..., Any]:
+    """Return a function of a trial's parameters as Tune takes it, with the resources that it takes itself."""
 
-        alone = self.workers.count == 1
-        return tune.with_resources(run, self.workers.resources if alone else {"node:__internal_head__": 0.001})
+    def train(config: dict[str, Any]) -> None:
+        run(config)
+
+    return tune.with_resources(train, workers.resources if workers.count == 1 else {"node:__internal_head__": 0.001})
 
 
 def run_jobs(
@@ -115,32 +117,6 @@ def run_jobs(
         ),
     )
     trainer.fit()
-
-
-def run_side_by_side(jobs: Sequence[Job], workers: Workers, max_failures: int) -> None:
-    """Run jobs, each in one process, as many at a time as the cluster holds.
-
-    Every job's last report is kept in its folder as ``result.json``; a process that died is started again.
-
-    Raises:
-        ray.exceptions.RayError: If a job's process died more often than allowed; the others were run to their end.
-    """
-    resources = {"num_cpus": workers.cpus, "num_gpus": workers.gpus or 0}
-    run = ray.remote(max_retries=max_failures, **resources)(_run_alone)
-    failed: list[ray.exceptions.RayError] = []
-    for reference in [run.remote(job, workers.cpus) for job in jobs]:
-        try:
-            ray.get(reference)
-        except ray.exceptions.RayError as error:
-            failed.append(error)
-    if failed:
-        raise failed[0]
-
-
-def _run_alone(job: Job, threads: int) -> None:
-    """Run a job in a process of its own; its result is read from its folder."""
-    set_threads(threads)
-    run_job(job, lambda payload: None, device=pick_device())
 
 
 def _run_worker(settings: dict[str, Any]) -> None:

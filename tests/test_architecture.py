@@ -44,7 +44,7 @@ ROOMS = [
         "cluster",
         "search",
     ),
-    *("recorder", "finals", "study", "compare", "distill", "switches", "__main__"),
+    *("recorder", "finals", "study", "arms", "compare", "distill", "switches", "__main__"),
 ]
 """From bottom to top: a room imports only from rooms before it."""
 STUDIES = sorted(p for p in (ROOT / "studies").glob("*.py"))

@@ -25,9 +25,9 @@ from dfkt.comparison import (
 )
 from dfkt.config import RunConfig, TrainConfig, to_dict
 from dfkt.errors import StudyError
-from dfkt.tables import markdown_table
 from dfkt.results import StudyStore
 from dfkt.storage import Storage
+from dfkt.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 SESSION = {
