@@ -11,9 +11,10 @@ import torch
 
 from dfkt.config import FlowConfig, NetworkConfig, OptimizerConfig, RunConfig, TrainConfig
 from dfkt.data import ImageSet, Split
-from dfkt.methods import Stage, Term, build_schedule
+from dfkt.methods import Stage, build_schedule
 from dfkt.models import ResNet, build_network, network_taps
 from dfkt.taps import group_ends
+from dfkt.terms import Term
 from dfkt.train import FrozenTeacher, TappedNetwork, Training
 
 BATCH, SIZE, CLASSES, PADDING = 128, 32, 10, 4

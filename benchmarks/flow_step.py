@@ -57,7 +57,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
 from dfkt.data import ImageSet
-from dfkt.methods import Features, Stage
+from dfkt.methods import Stage
+from dfkt.terms import Features
 from dfkt.train import Training
 
 SETTLE_STEPS = 5

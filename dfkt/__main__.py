@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "study": "search settings, then train the best one beside the baselines over several seeds",
         "distill": "train one student, no search",
         "teacher": "train a teacher, or find the one trained before",
-        "show": "print a study's table and best trials",
+        "show": "print the tables of a study or a comparison",
     }
     for name, (add, run) in _COMMANDS.items():
         command = commands.add_parser(name, help=helps[name], description=helps[name] + ".")
@@ -255,15 +255,19 @@ def _teacher(a: argparse.Namespace) -> int:
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", help="folder of a study, local or s3://…")
+    parser.add_argument("study", help="folder of a study or of a comparison, local or s3://…")
     parser.add_argument("--best", type=int, default=5, help="how many of the best trials to list (default: 5)")
 
 
 def _show(a: argparse.Namespace) -> int:
+    from dfkt.comparison import comparison_report, is_comparison, read_comparison
     from dfkt.report import study_report
     from dfkt.results import read_study
 
-    say(study_report(read_study(a.study), a.best))
+    if is_comparison(a.study):
+        say(comparison_report(read_comparison(a.study)))
+    else:
+        say(study_report(read_study(a.study), a.best))
     return 0
 
 

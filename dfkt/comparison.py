@@ -68,6 +68,12 @@ class Comparison:
     about: dict[str, Any]
 
 
+def is_comparison(folder: Place) -> bool:
+    """Return whether a folder holds a comparison, run or saved."""
+    storage = _storage(folder)
+    return storage.exists("comparison.json") or storage.exists("about.json")
+
+
 def read_comparison(folder: Place) -> Comparison:
     """Read a comparison from its studies, finished or running, or from what :func:`save_comparison` wrote.
 

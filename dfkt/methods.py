@@ -1,218 +1,28 @@
 """Every method, ours and the baselines, as a schedule: stages with their loss terms, trainable set, optimizer, length.
 
 A method is nothing but what :func:`build_schedule` returns for it. A new baseline is a new function in ``_BUILDERS``
-and, if its loss is new, a term: an object with the attributes of :class:`Term`. The loop in :mod:`dfkt.train` runs them all.
+and, if its loss is new, a term in :mod:`dfkt.terms`. The loop in :mod:`dfkt.train` runs them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-import torch.nn.functional as F
-from torch import Tensor
-
-from dfkt.config import FlowConfig, FlowNorm, HintConfig, HintNorm, Method, OptimizerConfig, RunConfig, TaskConfig
-from dfkt.flow import flow_loss
-from dfkt.losses import attention_loss, decoupled_loss, hint_loss, similarity_loss, soft_target_loss
+from dfkt.config import FlowConfig, HintConfig, Method, OptimizerConfig, RunConfig, TaskConfig
 from dfkt.patterns import FlowPair, flow_pairs
-
-
-@dataclass(frozen=True)
-class Features:
-    """What one network computed for a batch: activations by student tap number, and logits where asked for."""
-
-    taps: Mapping[int, Tensor]
-    logits: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A weight that changes linearly over the first part of a stage, and then stays.
-
-    Example:
-        >>> [Ramp(4, 1).at(done) for done in (0, 0.5, 1)]
-        [4.0, 2.5, 1.0]
-    """
-
-    start: float
-    end: float
-    until: float = 1.0
-    """Share of the stage after which it stays."""
-
-    def at(self, done: float) -> float:
-        """Return the weight when a share of the stage is done."""
-        return self.start + (self.end - self.start) * (min(done / self.until, 1.0) if self.until else 1.0)
-
-
-Weight = float | Ramp
-
-
-def weight_at(weight: Weight, done: float) -> float:
-    """Return a weight when a share of the stage is done."""
-    return weight.at(done) if isinstance(weight, Ramp) else weight
-
-
-class Term(Protocol):
-    """One summand of a stage's loss; ``name`` is its column in the epoch records."""
-
-    @property
-    def name(self) -> str:
-        """``flow``, ``task``, ``soft``, …."""
-
-    @property
-    def weight(self) -> Weight:
-        """Factor in the stage's loss."""
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        """Student taps that it reads in both networks."""
-
-    @property
-    def adapted(self) -> bool:
-        """Whether the channels must agree at its taps, by a 1x1 convolution where they do not."""
-
-    @property
-    def student_logits(self) -> bool:
-        """Whether it reads the student's logits."""
-
-    @property
-    def teacher_logits(self) -> bool:
-        """Whether it reads the teacher's logits."""
-
-    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
-        """Return the loss, a scalar averaged over images."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowTerm:
-    """The flow loss over some flow pairs (:func:`dfkt.flow.flow_loss`)."""
-
-    pairs: tuple[FlowPair, ...]
-    weights: tuple[float, ...]
-    norm: FlowNorm
-    weight: Weight = 1.0
-    name = "flow"
-    adapted = True
-    student_logits = teacher_logits = False
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        """The taps at which a pair starts or ends."""
-        return tuple(sorted({tap for pair in self.pairs for tap in pair}))
-
-    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
-        """Return the flow loss; labels are not read."""
-        return flow_loss(teacher.taps, student.taps, self.pairs, self.weights, self.norm)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskTerm:
-    """Cross-entropy with the labels."""
-
-    weight: Weight = 1.0
-    name = "task"
-    taps = ()
-    adapted = False
-    student_logits, teacher_logits = True, False
-
-    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
-        """Return the cross-entropy; the teacher is not read."""
-        assert student.logits is not None
-        return F.cross_entropy(student.logits.float(), labels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoftTerm:
-    """Soft targets (:func:`dfkt.losses.soft_target_loss`)."""
-
-    temperature: float
-    weight: Weight = 1.0
-    name = "soft"
-    taps = ()
-    adapted = False
-    student_logits = teacher_logits = True
-
-    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
-        """Return the soft-target loss; labels are not read."""
-        assert student.logits is not None
-        assert teacher.logits is not None
-        return soft_target_loss(student.logits, teacher.logits, self.temperature)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HintTerm:
-    """Hints (:func:`dfkt.losses.hint_loss`), summed over taps; the 1x1 convolution is FitNets' regressor."""
-
-    taps: tuple[int, ...]
-    norm: HintNorm
-    weight: Weight = 1.0
-    name = "hint"
-    adapted = True
-    student_logits = teacher_logits = False
-
-    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
-        """Return the hint loss; labels are not read."""
-        return _sum(hint_loss(student.taps[tap], teacher.taps[tap], self.norm) for tap in self.taps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionTerm:
-    """Attention transfer (:func:`dfkt.losses.attention_loss`), summed over taps; channels need not agree."""
-
-    taps: tuple[int, ...]
-    weight: Weight = 1.0
-    name = "attention"
-    adapted = False
-    student_logits = teacher_logits = False
-
-    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
-        """Return the attention loss; labels are not read."""
-        return _sum(attention_loss(student.taps[tap], teacher.taps[tap]) for tap in self.taps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimilarityTerm:
-    """Similarity between a batch's images (:func:`dfkt.losses.similarity_loss`), summed over taps."""
-
-    taps: tuple[int, ...]
-    weight: Weight = 1.0
-    name = "similarity"
-    adapted = False
-    student_logits = teacher_logits = False
-
-    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
-        """Return the similarity loss; labels are not read."""
-        return _sum(similarity_loss(student.taps[tap], teacher.taps[tap]) for tap in self.taps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoupledTerm:
-    """Decoupled soft targets (:func:`dfkt.losses.decoupled_loss`)."""
-
-    temperature: float
-    target_weight: float
-    other_weight: float
-    weight: Weight = 1.0
-    name = "decoupled"
-    taps = ()
-    adapted = False
-    student_logits = teacher_logits = True
-
-    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
-        """Return the decoupled loss."""
-        assert student.logits is not None
-        assert teacher.logits is not None
-        weights = (self.target_weight, self.other_weight)
-        return decoupled_loss(student.logits, teacher.logits, labels, self.temperature, *weights)
-
-
-def _sum(values: Iterable[Tensor]) -> Tensor:
-    first, *rest = values
-    for value in rest:
-        first = first + value
-    return first
+from dfkt.terms import (
+    AttentionTerm,
+    DecoupledTerm,
+    FlowTerm,
+    HintTerm,
+    Ramp,
+    SimilarityTerm,
+    SoftTerm,
+    TaskTerm,
+    Term,
+    describe_term,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,29 +95,11 @@ def describe(schedule: Schedule) -> str:
     """Return a schedule as a readable listing, a line per stage."""
     lines = []
     for stage in schedule:
-        terms = " + ".join(f"{_describe_weight(term.weight)} {_describe_term(term)}" for term in stage.terms)
+        terms = " + ".join(describe_term(term) for term in stage.terms)
         frozen = "" if stage.frozen_below is None else f", frozen below tap {stage.frozen_below}"
         opt = stage.optimizer
         lines.append(f"{stage.name}: {stage.epochs:.2f} epochs, {terms}, rate {opt.lr:g} {opt.schedule}{frozen}")
     return "\n".join(lines)
-
-
-def _describe_weight(weight: Weight) -> str:
-    if not isinstance(weight, Ramp):
-        return f"{weight:g}"
-    return f"{weight.start:.3g}->{weight.end:.3g}" + ("" if weight.until == 1 else f" in {weight.until:.3g} of it")
-
-
-def _describe_term(term: Term) -> str:
-    if isinstance(term, FlowTerm):
-        pairs = " ".join(f"({i},{j})x{w:g}" for (i, j), w in zip(term.pairs, term.weights, strict=True))
-        return f"flow[{term.norm}] {pairs}"
-    if isinstance(term, DecoupledTerm):
-        return f"decoupled[T={term.temperature:g}, {term.target_weight:g} target, {term.other_weight:g} others]"
-    if isinstance(term, SoftTerm):
-        return f"soft[T={term.temperature:g}]"
-    norm = f"[{term.norm}]" if isinstance(term, HintTerm) else ""
-    return f"{term.name}{norm}" + (f" at {' '.join(map(str, term.taps))}" if term.taps else "")
 
 
 def _task_stage(config: RunConfig, epochs: float, *terms: Term) -> Stage:

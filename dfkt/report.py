@@ -61,9 +61,10 @@ def finals_table(study: Study) -> str:
     failed = int((finals.state == "FAIL").sum())
     if done.empty:
         return f"no final run is complete, {failed} failed" if failed else "no final runs yet"
+    ours = study.meta["config"]["base"]["method"]
     scratch = done[done.method == "scratch"].test_accuracy.mean()
     rows = [("method", "seeds", "test %", "over scratch", "val %", "device s", "epochs")]
-    for method in sorted(done.method.unique(), key=lambda m: (m == "dfkt", done[done.method == m].number.min())):
+    for method in sorted(done.method.unique(), key=lambda m: (m == ours, done[done.method == m].number.min())):
         runs = done[done.method == method]
         gain = runs.test_accuracy.mean() - scratch
         rows.append(
@@ -92,13 +93,13 @@ def study_report(study: Study, count: int = 5) -> str:
     width = f" at {student['width']:g} of its width" if student.get("width", 1) != 1 else ""
     lines += [f"student {student['name']}{width}, mean ± standard deviation over seeds:", finals_table(study)]
     if not study.finals.empty:
-        lines += [FINALS_NOTE]
+        lines += [FINALS_NOTE.format(method=study.meta["config"]["base"]["method"])]
     return "\n".join(lines)
 
 
 FINALS_NOTE = (
-    "dfkt is the best trial by val; the other methods stand at their reference settings, with the same number of epochs.\n"
-    "Only dfkt was searched here."
+    "{method} is the best trial by val; the other methods stand at their reference settings, with the same number of epochs.\n"
+    "Only {method} was searched here."
 )
 _STATE_WORDS = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "unfinished"}
 

@@ -18,10 +18,11 @@ from dfkt.checkpoint import random_state, set_random_state
 from dfkt.config import TrainConfig
 from dfkt.data import ImageSet, Split, eval_batches, steps_per_epoch, train_batches
 from dfkt.errors import CheckpointError, NonFiniteLossError
-from dfkt.methods import Features, Schedule, Stage, weight_at
+from dfkt.methods import Schedule, Stage
 from dfkt.optim import autocast, build_optimizer, learning_rate
 from dfkt.tapped import AdaptedNetwork, FrozenTeacher, TappedNetwork
 from dfkt.taps import match_taps
+from dfkt.terms import Features, weight_at
 
 CHECK_STEPS = 50
 """Steps between looks at whether the loss is still finite; on a GPU every look waits for the device."""

@@ -29,6 +29,7 @@ ROOMS = [
         "losses",
     ),
     *(
+        "terms",
         "methods",
         "checkpoint",
         "optim",

@@ -6,7 +6,8 @@ import pytest
 
 from dfkt.config import METHODS, FlowConfig, RunConfig, TaskConfig, TrainConfig
 from dfkt.errors import PatternError
-from dfkt.methods import Ramp, baseline, build_schedule, describe, needs_teacher, weight_at
+from dfkt.methods import baseline, build_schedule, describe, needs_teacher
+from dfkt.terms import Ramp, weight_at
 
 RUN = RunConfig(train=TrainConfig(epochs=30))
 

@@ -14,7 +14,7 @@ from dfkt.storage import Storage
 
 SPACE = SearchSpace(4)
 META = {
-    "config": {"base": {"student": {"name": "resnet8"}}},
+    "config": {"base": {"method": "dfkt", "student": {"name": "resnet8"}}},
     "teacher": {"network": "resnet26", "val_accuracy": 0.9, "test_accuracy": 0.8912},
 }
 PARAMS = SPACE.start() | {"pattern": "dense-3"}

@@ -8,9 +8,10 @@ import optuna
 import pytest
 
 from dfkt.config import METHODS, FlowConfig, HintConfig, NetworkConfig, OptimizerConfig, RunConfig, TaskConfig
-from dfkt.methods import FlowTerm, baseline, build_schedule
+from dfkt.methods import baseline, build_schedule
 from dfkt.patterns import flow_pairs
 from dfkt.space import MAX_ROUNDS, ORDERS, RANGES, Params, SearchSpace, describe_params, resolve
+from dfkt.terms import FlowTerm
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 TAPS = (2, 3, 4, 10)
