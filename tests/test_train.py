@@ -9,10 +9,10 @@ import torch.distributed as dist
 from conftest import synthetic_images
 from torch import nn
 
-from dfkt.config import FlowConfig, NetworkConfig, OptimizerConfig, RunConfig, TaskConfig, TrainConfig
+from dfkt.config import METHODS, FlowConfig, NetworkConfig, OptimizerConfig, RunConfig, TaskConfig, TrainConfig
 from dfkt.data import ImageSet
 from dfkt.errors import CheckpointError, NonFiniteLossError
-from dfkt.methods import build_schedule
+from dfkt.methods import baseline, build_schedule
 from dfkt.models import ResNet, build_network
 from dfkt.optim import learning_rate
 from dfkt.tapped import FrozenTeacher, TappedNetwork
@@ -242,3 +242,38 @@ def test_flow_stages_clip_by_themselves(images):
     next(training.run())
 
     torch.testing.assert_close(weights(training)["layer3.0.conv1.weight"], before, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_where_channels_differ(images, method):
+    run = baseline(replace(RUN, train=replace(RUN.train, epochs=24)), method)
+    training = start(images, run, student_width=0.5)
+    records = list(training.run())
+
+    assert records[-1]["val_accuracy"] > 0.6  # a guess is right in 0.25
+    for stage in training.schedule:
+        last = [r for r in records if r["phase"] == stage.phase and r["stage"] == stage.tap][-1]
+        assert {f"{term.name}_loss" for term in stage.terms} <= last.keys()
+    adapted = {tap for stage in training.schedule for tap in stage.adapted_taps}
+    assert {int(tap) for tap in training.adapters} == adapted
+
+
+def test_a_changing_weight_is_followed_step_by_step(images):
+    run = baseline(replace(RUN, train=replace(RUN.train, epochs=3)), "fitnets")
+    records = [r for r in start(images, run).run() if r["phase"] == "task"]
+    parts = [(r["loss"] - r["task_loss"]) / r["soft_loss"] for r in records]  # the soft targets' weight, about
+
+    # from 4/9 to 1/9 in six steps, three an epoch: on average 7/18 in the first epoch and 4/18 in the last
+    assert parts == pytest.approx([7 / 18, 4 / 18], rel=0.15)
+
+
+@pytest.mark.parametrize("method", ["fitnets", "dkd"])
+def test_a_resumed_run_goes_on_at_the_weight_it_had(images, method):
+    run = baseline(replace(RUN, train=replace(RUN.train, epochs=3)), method)
+    expected = [timeless(record) for record in start(images, run).run()]
+    first = start(images, run)
+    records = [timeless(next(first.run()))]
+    second = start(images, run)
+    second.load(first.state())
+
+    assert records + [timeless(record) for record in second.run()] == expected
