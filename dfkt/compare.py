@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dfkt.arms import ArmDriver, ArmRecorder, Arms, Opener, RunningArm, Skipped
@@ -134,6 +134,7 @@ def run_comparison(
                 count=sum(arm.trials + config.seeds for setting in config.settings for arm in setting.arms),
                 max_failures=config.max_failures,
             )
+            _note_skipped(folder, opener.skipped)
             return arms.done, arms.failures
 
 
@@ -143,6 +144,7 @@ class _Opener:
     def __init__(self, config: ComparisonConfig, folder: Storage, images: Mapping[str, ImageSet], log: Log) -> None:
         self.config, self.folder, self.images, self.log = config, folder, images, log
         self.ours: dict[str, RunningArm] = {}
+        self.skipped: list[tuple[str, str]] = []
 
     def open(self, setting: Setting, arm: Arm) -> RunningArm | Opener:
         if arm.part is not None:
@@ -167,6 +169,7 @@ class _Opener:
         old, new = (build_schedule(run, len(taps), group_ends(taps)) for run in (winner, changed))
         if old == new:
             self.log(f"{setting.name} {arm.name}: dfkt is that already")
+            self.skipped.append((setting.name, arm.name))
             return Skipped()
         return self._open(setting, arm, replace(_study(self.config, arm), base=changed))
 
@@ -224,6 +227,15 @@ def _write_index(config: ComparisonConfig, folder: Storage) -> None:
     for setting in config.settings:
         arms = settings.get(setting.name, {}).get("arms", [])
         arms += [arm.name for arm in setting.arms if arm.name not in arms]
-        settings[setting.name] = {"arms": arms, "base": to_dict(setting.arms[0].run)}
+        settings[setting.name] = settings.get(setting.name, {}) | {"arms": arms, "base": to_dict(setting.arms[0].run)}
     index = {"format": 1, "settings": settings, "commands": [*stored.get("commands", []), sys.argv]}
+    folder.write(INDEX_FILE, json.dumps(index, indent=1).encode())
+
+
+def _note_skipped(folder: Storage, skipped: Iterable[tuple[str, str]]) -> None:
+    """Note in the index which parts the searched ``dfkt`` run has already, so that nothing seems to be missing."""
+    index = json.loads(folder.read(INDEX_FILE) or b"{}")
+    for setting, arm in skipped:
+        known = index["settings"][setting].setdefault("skipped", [])
+        known += [arm] if arm not in known else []
     folder.write(INDEX_FILE, json.dumps(index, indent=1).encode())

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from dfkt.errors import StudyError
 from dfkt.report import trial_params
@@ -91,7 +91,9 @@ def read_comparison(folder: Place) -> Comparison:
         for arm, study in studies.items():
             for name, table in zip(_TABLES, _tables(study), strict=True):
                 parts[name].append(table.assign(setting=setting, arm=arm))
-        about["settings"][setting] = {"arms": list(folders)} | about_setting(studies)
+        about["settings"][setting] = {"arms": list(folders), "skipped": listed.get("skipped", [])} | about_setting(
+            studies
+        )
     tables = {name: _typed(name, found) for name, found in parts.items()}
     for setting, said in about["settings"].items():
         said["seeds"] = sorted(set(tables["runs"].seed[tables["runs"].setting == setting].tolist()))

@@ -128,7 +128,9 @@ def setting_notes(about: Mapping[str, Any], runs: pd.DataFrame) -> list[str]:
         runs: Its final runs, failed ones too.
     """
     notes, done = [], set(runs[runs.state == "COMPLETE"].arm)
-    if missing := [arm for arm in about["arms"] if arm not in done]:
+    if same := about.get("skipped"):
+        notes.append(f"not run, since the searched dfkt is that already: {', '.join(same)}")
+    if missing := [arm for arm in about["arms"] if arm not in done and arm not in about.get("skipped", [])]:
         notes.append(f"no complete final run: {', '.join(missing)}")
     if failed := [f"{run.arm} seed {run.seed}" for run in runs[runs.state == "FAIL"].itertuples()]:
         notes.append(f"failed, and in no table: {', '.join(failed)}")
