@@ -85,7 +85,10 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--results", default="results", help="folder that holds studies, local or s3://… (default: results)"
     )
-    group.add_argument("--trials", type=int, help="trials of the whole study; more than before extends it")
+    group.add_argument("--method", choices=METHODS, help="the method that is searched (default: dfkt)")
+    group.add_argument(
+        "--trials", type=int, help="trials of the whole study; more than before extends it; 0: reference settings"
+    )
     group.add_argument("--seeds", type=int, help="repetitions of each final run")
     group.add_argument("--baselines", help="methods beside the winner, separated by commas, such as scratch,kd,fsp")
     group.add_argument("--weights", choices=("span", "pair"), help="search one flow weight per span, or per pair")
@@ -114,6 +117,9 @@ def study_config(config: StudyConfig, a: argparse.Namespace) -> StudyConfig:
         config = _smoke(config)
     if a.name is None and a.data and a.data != config.base.data.name:  # other images make another study
         config = replace(config, name=f"{config.name}-{Path(a.data).name}")
+    if a.method:
+        others = tuple(method for method in config.baselines if method != a.method)
+        config = replace(config, base=replace(config.base, method=a.method), baselines=others)
     changed = updated(
         replace(config, base=with_run(config.base, a)),
         name=a.name,
@@ -126,7 +132,13 @@ def study_config(config: StudyConfig, a: argparse.Namespace) -> StudyConfig:
         max_failures=a.max_failures,
     )
     assert isinstance(changed, StudyConfig)
-    return changed
+    return changed if changed.trials else replace(changed, base=_reference(changed.base))
+
+
+def _reference(run: RunConfig) -> RunConfig:
+    from dfkt.methods import baseline
+
+    return baseline(run, run.method)
 
 
 def _study(a: argparse.Namespace, config: StudyConfig | None = None) -> int:

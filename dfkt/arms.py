@@ -39,7 +39,7 @@ class RunningArm:
     """
 
     def __init__(self, study: StudyConfig, store: StudyStore, space: SearchSpace, log: Log) -> None:
-        self.study, self.store, self.log = study, store, log
+        self.study, self.store, self.space, self.log = study, store, space, log
         rows = store.trial_rows()
         self.left = max(study.trials - sum(row["state"] != "RUNNING" for row in rows), 0)
         journal = journal_of(store.storage)
@@ -72,9 +72,14 @@ class RunningArm:
         return self.jobs is not None
 
     @property
-    def done(self) -> bool:
+    def over(self) -> bool:
         """Whether nothing is left to begin or running."""
-        return self.jobs == [] and not self.running and not self.lost
+        return self.jobs == [] and not self.running
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over, and every final run has left its result."""
+        return self.over and not self.lost
 
     @property
     def failures(self) -> int:
@@ -118,7 +123,7 @@ class Arms(Searcher):
             if params is not None:
                 self.owners[trial_id] = (number, "job" in params)
                 return {"arm": number, **params}
-        return Searcher.FINISHED if self.done else None
+        return Searcher.FINISHED if self._over else None
 
     def _opened(self, number: int) -> RunningArm | Skipped | None:
         arm = self.arms[number]
@@ -128,6 +133,10 @@ class Arms(Searcher):
         if opened is not None:
             self.arms[number] = opened
         return opened
+
+    @property
+    def _over(self) -> bool:  # not `done`: Tune would wait for ever for a final run that was lost
+        return all(isinstance(arm, Skipped) or (isinstance(arm, RunningArm) and arm.over) for arm in self.arms)
 
     @property
     def done(self) -> bool:

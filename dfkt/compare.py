@@ -9,36 +9,60 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from dfkt.arms import ArmDriver, ArmRecorder, Arms, Opener, RunningArm, Skipped
 from dfkt.cluster import cluster, fit_workers
-from dfkt.config import FlowConfig, RunConfig, StudyConfig, _rule, to_dict
+from dfkt.config import RunConfig, StudyConfig, _rule, to_dict
 from dfkt.data import ImageSet, load_data
 from dfkt.errors import StudyError
 from dfkt.finals import winner_of
 from dfkt.methods import build_schedule
+from dfkt.results import StudyStore
+from dfkt.space import SearchSpace
 from dfkt.storage import Storage
 from dfkt.study import check_networks, check_store, keep_teacher, open_store, tune_trials
 from dfkt.taps import group_ends
+from dfkt.teacher import WEIGHTS_FILE
 from dfkt.trial import Driver, Workers
 from dfkt.worker import build_student
 
 Log = Callable[[str], None]
 INDEX_FILE = "comparison.json"
-PARTS: dict[str, Callable[[FlowConfig], FlowConfig]] = {
-    "adjacent": lambda flow: replace(flow, pattern="adjacent"),
-    "sliding": lambda flow: replace(flow, pattern="sliding-2"),
-    "dense": lambda flow: replace(flow, pattern="dense-3"),
-    "joint": lambda flow: replace(flow, order="joint", rounds=1, freeze_below=False),
-    "sequential": lambda flow: replace(flow, order="cumulative", freeze_below=False),
-    "one-round": lambda flow: replace(flow, rounds=1),
-    "two-rounds": lambda flow: replace(flow, rounds=2),
-    "unit-norm": lambda flow: replace(flow, norm="unit"),
-    "equal-weights": lambda flow: replace(flow, span_weights=(), pair_weights=()),
+
+
+def _flow(**changes: Any) -> Callable[[RunConfig], RunConfig]:
+    return lambda run: replace(run, flow=replace(run.flow, **changes))
+
+
+def _without_flow(run: RunConfig) -> RunConfig:
+    """Return the task stage alone, with as many epochs as it has beside the flow stages."""
+    return replace(run, method="kd", train=replace(run.train, epochs=run.train.epochs * (1 - run.flow.share)))
+
+
+PARTS: dict[str, Callable[[RunConfig], RunConfig]] = {
+    "adjacent": _flow(pattern="adjacent"),
+    "sliding": _flow(pattern="sliding-2"),
+    "dense": _flow(pattern="dense-3"),
+    "joint": _flow(order="joint", rounds=1, freeze_below=False),
+    "sequential": _flow(order="cumulative", freeze_below=False),
+    "one-round": _flow(rounds=1),
+    "two-rounds": _flow(rounds=2),
+    "equal-weights": _flow(span_weights=(), pair_weights=()),
+    "unit-norm": _flow(norm="unit"),
+    "labels-only": lambda run: replace(run, task=replace(run.task, kd_weight=0.0)),
+    "no-flow": _without_flow,
 }
-"""One change each to the flow stages of the searched ``dfkt`` run; one that changes nothing there is left out."""
+"""One change each to the searched ``dfkt`` run; one that changes nothing there is left out."""
+
+_ADD_DFKT = "Its search is what the parts start from: add it to the methods."
+
+
+def _folder_rule(what: str, name: str, remedy: str = "") -> None:
+    ok = bool(name) and not name.startswith(".") and "/" not in name
+    _rule(ok, f"{what} name is that of a folder: not empty, no '/', no leading '.'", remedy, name=name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +81,11 @@ class Arm:
     run: RunConfig
     trials: int
     part: str | None = None
-    weights: str = "span"
+    weights: Literal["span", "pair"] = "span"
+
+    def __post_init__(self) -> None:
+        _folder_rule("arm", self.name)
+        _rule(self.part is None or self.part in PARTS, f"part is one of {', '.join(PARTS)}", part=self.part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +97,12 @@ class Setting:
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
+        _folder_rule("setting", self.name)
         _rule(len(set(names)) == len(names), "arms of a setting have different names", arms=names)
         before = "dfkt" in names[: next((k for k, a in enumerate(self.arms) if a.part), len(names) + 1)]
-        _rule(before or not any(a.part for a in self.arms), "the arm dfkt stands before its parts", arms=names)
+        _rule(
+            before or not any(a.part for a in self.arms), "the arm dfkt stands before its parts", _ADD_DFKT, arms=names
+        )
         _rule(bool(names), "a setting has arms", arms=names)
         same = all(arm.run.data == self.arms[0].run.data for arm in self.arms)
         _rule(same, "all arms of a setting have the same images", setting=self.name)
@@ -89,8 +120,11 @@ class ComparisonConfig:
 
     def __post_init__(self) -> None:
         names = [setting.name for setting in self.settings]
+        _folder_rule("comparison", self.name, "Choose one with --name.")
         _rule(len(set(names)) == len(names), "settings have different names", settings=names)
         _rule(bool(names), "a comparison has a setting", settings=names)
+        _rule(self.seeds >= 1, "seeds >= 1", seeds=self.seeds)
+        _rule(self.search_seed >= 0, "search_seed >= 0", search_seed=self.search_seed)
 
 
 def run_comparison(
@@ -120,9 +154,10 @@ def run_comparison(
     folder.check_writable()
     with folder.lock():
         images = _check(config, folder)
-        _write_index(config, folder)
+        index = _read_index(folder)
         with cluster(address):
             workers = fit_workers(workers or Workers())
+            _write_index(config, folder, index)
             opener = _Opener(config, folder, images, log)
             arms = Arms([opener.open(setting, arm) for setting in config.settings for arm in setting.arms])
             tune_trials(
@@ -134,7 +169,7 @@ def run_comparison(
                 count=sum(arm.trials + config.seeds for setting in config.settings for arm in setting.arms),
                 max_failures=config.max_failures,
             )
-            _note_skipped(folder, opener.skipped)
+            opener.tidy_up(workers)
             return arms.done, arms.failures
 
 
@@ -144,7 +179,7 @@ class _Opener:
     def __init__(self, config: ComparisonConfig, folder: Storage, images: Mapping[str, ImageSet], log: Log) -> None:
         self.config, self.folder, self.images, self.log = config, folder, images, log
         self.ours: dict[str, RunningArm] = {}
-        self.skipped: list[tuple[str, str]] = []
+        self.skipped: dict[tuple[str, str], bool] = {}
 
     def open(self, setting: Setting, arm: Arm) -> RunningArm | Opener:
         if arm.part is not None:
@@ -162,25 +197,45 @@ class _Opener:
             return None
         winner = winner_of(ours.study, ours.store)
         if winner is None:
-            self.log(f"{setting.name} {arm.name}: dfkt has no complete trial")
-            return Skipped()
-        changed = replace(winner, flow=PARTS[arm.part](winner.flow))
+            return self._skip(setting, arm, "dfkt has no complete trial")
+        changed = PARTS[arm.part](winner)
         taps = build_student(winner.student, self.images[setting.name], seed=0).taps
         old, new = (build_schedule(run, len(taps), group_ends(taps)) for run in (winner, changed))
+        self.skipped[setting.name, arm.name] = old == new
         if old == new:
-            self.log(f"{setting.name} {arm.name}: dfkt is that already")
-            self.skipped.append((setting.name, arm.name))
-            return Skipped()
-        return self._open(setting, arm, replace(_study(self.config, arm), base=changed))
+            return self._skip(setting, arm, "dfkt is that already")
+        study, storage = replace(_study(self.config, arm), base=changed), self.folder.sub(setting.name, arm.name)
+        store = open_store(study, storage, self.images[setting.name], ours.space)  # that of another winner goes on
+        storage.write(WEIGHTS_FILE, ours.store.storage.read(WEIGHTS_FILE) or b"")
+        store.update_meta(teacher=ours.store.meta["teacher"])
+        return self._running(setting, arm, study, store, ours.space)
+
+    def _skip(self, setting: Setting, arm: Arm, why: str) -> Skipped:
+        """Leave a part out; what an earlier winner's was is no part of the present one."""
+        self.log(f"{setting.name} {arm.name}: {why}")
+        storage = self.folder.sub(setting.name, arm.name)
+        if storage.exists("study.json"):
+            StudyStore.open(storage).update_meta(present_finals=[])
+        return Skipped()
 
     def _open(self, setting: Setting, arm: Arm, study: StudyConfig) -> RunningArm:
         data = self.images[setting.name]
-        storage = self.folder.sub(setting.name, arm.name)
         space = check_networks(study, data)
-        check_store(study, storage, data)
-        store = open_store(study, storage, data, space)
+        store = open_store(study, self.folder.sub(setting.name, arm.name), data, space)
         keep_teacher(study, store, self.log if arm is setting.arms[0] else lambda line: None)
+        return self._running(setting, arm, study, store, space)
+
+    def _running(
+        self, setting: Setting, arm: Arm, study: StudyConfig, store: StudyStore, space: SearchSpace
+    ) -> RunningArm:
         return RunningArm(study, store, space, lambda line: self.log(f"{setting.name} {arm.name}: {line}"))
+
+    def tidy_up(self, workers: Workers) -> None:
+        """Note which parts were left out; delete what Ray Train wrote into the arms' folders."""
+        _note_skipped(self.folder, self.skipped)
+        for setting in self.config.settings if workers.count > 1 else ():
+            for arm in setting.arms:
+                self.folder.sub(setting.name, arm.name, "ray").delete_all()
 
     def drivers(self, workers: Workers) -> Iterator[Driver]:
         """Yield what runs the trials of each arm."""
@@ -197,7 +252,7 @@ def _study(config: ComparisonConfig, arm: Arm) -> StudyConfig:
         trials=arm.trials,
         seeds=config.seeds,
         baselines=(),
-        weights="pair" if arm.weights == "pair" else "span",
+        weights=arm.weights,
         early_stopping=False,
         search_seed=config.search_seed,
         max_failures=config.max_failures,
@@ -211,31 +266,40 @@ def _check(config: ComparisonConfig, folder: Storage) -> dict[str, ImageSet]:
         data = images[setting.name] = load_data(setting.arms[0].run.data)
         for arm in setting.arms:
             study = _study(config, arm)
-            changed = PARTS[arm.part](arm.run.flow) if arm.part else arm.run.flow
-            check_networks(replace(study, base=replace(arm.run, flow=changed)), data)
+            changed = PARTS[arm.part](arm.run) if arm.part else arm.run
+            check_networks(replace(study, base=changed), data)
             if arm.part is None:
                 check_store(study, folder.sub(setting.name, arm.name), data)
     return images
 
 
-def _write_index(config: ComparisonConfig, folder: Storage) -> None:
+def _read_index(folder: Storage) -> dict[str, Any]:
+    """Return the index of earlier runs; an empty one before the first."""
+    data = folder.read(INDEX_FILE)
+    try:
+        index: dict[str, Any] = {"format": 1, "settings": {}, "commands": []} if data is None else json.loads(data)
+        if index["format"] != 1:
+            raise StudyError(f"{INDEX_FILE} must have format 1, but {folder.path} has {index['format']!r}.")
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{INDEX_FILE} in {folder.path} is damaged: {error!r}.") from error
+    return index
+
+
+def _write_index(config: ComparisonConfig, folder: Storage, index: dict[str, Any]) -> None:
     """Write which settings and arms there are; those of earlier runs stay."""
-    stored = json.loads(folder.read(INDEX_FILE) or b"{}")
-    if stored and stored.get("format") != 1:
-        raise StudyError(f"{INDEX_FILE} must have format 1, but {folder.path} has {stored.get('format')!r}.")
-    settings = stored.get("settings", {})
+    settings = index["settings"]
     for setting in config.settings:
-        arms = settings.get(setting.name, {}).get("arms", [])
-        arms += [arm.name for arm in setting.arms if arm.name not in arms]
-        settings[setting.name] = settings.get(setting.name, {}) | {"arms": arms, "base": to_dict(setting.arms[0].run)}
-    index = {"format": 1, "settings": settings, "commands": [*stored.get("commands", []), sys.argv]}
+        known = settings.setdefault(setting.name, {"arms": []})
+        known["arms"] += [arm.name for arm in setting.arms if arm.name not in known["arms"]]
+        known["base"] = to_dict(setting.arms[0].run)
+    index = index | {"commands": [*index.get("commands", []), sys.argv]}
     folder.write(INDEX_FILE, json.dumps(index, indent=1).encode())
 
 
-def _note_skipped(folder: Storage, skipped: Iterable[tuple[str, str]]) -> None:
+def _note_skipped(folder: Storage, judged: Mapping[tuple[str, str], bool]) -> None:
     """Note in the index which parts the searched ``dfkt`` run has already, so that nothing seems to be missing."""
-    index = json.loads(folder.read(INDEX_FILE) or b"{}")
-    for setting, arm in skipped:
-        known = index["settings"][setting].setdefault("skipped", [])
-        known += [arm] if arm not in known else []
+    index = _read_index(folder)
+    for (setting, arm), skipped in judged.items():
+        known = [name for name in index["settings"][setting].get("skipped", []) if name != arm]
+        index["settings"][setting]["skipped"] = known + [arm] * skipped
     folder.write(INDEX_FILE, json.dumps(index, indent=1).encode())

@@ -27,6 +27,7 @@ from dfkt.comparison import comparison_report, read_comparison, save_comparison
 from dfkt.config import METHODS, NetworkConfig, RunConfig, TeacherConfig, TrainConfig
 from dfkt.errors import ConfigError
 from dfkt.methods import baseline
+from dfkt.storage import Storage
 from dfkt.switches import add_data, add_networks, add_training, add_workers, read_workers, split_names, with_run
 
 BASE = RunConfig(
@@ -78,32 +79,48 @@ def compare(a: argparse.Namespace) -> int:
         search_seed=a.search_seed,
     )
     done, failures = run_comparison(config, a.results, workers=read_workers(a), address=a.address, log=say)
-    folder = f"{a.results.rstrip('/')}/{a.name}"
+    folder = Storage(a.results).sub(a.name)
     comparison = read_comparison(folder)
     say(f"\n{comparison_report(comparison)}\n")
     if a.export:
         save_comparison(comparison, a.export)
     if not done:
-        say(f"interrupted; what was finished is kept in {folder}, and the same command goes on from there")
+        say(f"interrupted; what was finished is kept in {folder.path}, and the same command goes on from there")
         return EXIT_INTERRUPTED
-    say(f"everything is in {folder}; again: python -m dfkt show {folder}")
+    say(f"everything is in {folder.path}; again: python -m dfkt show {folder.path}")
     return EXIT_FAILED if failures else 0
 
 
 def settings(a: argparse.Namespace) -> Iterator[Setting]:
     """Yield the settings that the switches name: every image set with every pair of networks."""
-    pairs = [pair.partition(":")[::2] for pair in split_names(a.pairs or PAIRS) or ()]
-    if not all(teacher and student for teacher, student in pairs):
-        raise ConfigError(f"`--pairs` are TEACHER:STUDENT, separated by commas, but got {a.pairs!r}.")
+    if a.teacher or a.student:
+        raise ConfigError("`--pairs TEACHER:STUDENT` names the networks here, but got --teacher or --student.")
+    pairs = [split_pair(pair) for pair in split_names(PAIRS if a.pairs is None else a.pairs) or ()]
     trials = TRIALS if a.trials is None else a.trials
-    for data in split_names(a.data or DATA) or ():
+    for data in split_names(DATA if a.data is None else a.data) or ():
         for teacher, student in pairs:
             chosen = argparse.Namespace(**vars(a) | {"data": data, "teacher": teacher, "student": student})
             run = with_run(BASE, chosen)
-            name = f"{Path(data).name}-{teacher}-{student}".replace(":", "_")
+            where = f"{Path(run.data.name).name}-{teacher}".replace(":", "_")
+            name = f"{where}-{student}".replace(":", "_")
             yield Setting(name=name, arms=tuple(arms(run, trials, split_names(a.methods), a.parts)))
             if a.same_size:
-                yield Setting(name=f"{Path(data).name}-{teacher}-same-size", arms=tuple(same_size(run)))
+                yield Setting(name=f"{where}-same-size", arms=tuple(same_size(run)))
+
+
+def split_pair(pair: str) -> tuple[str, str]:
+    """Return teacher and student; torchvision:NAME and package.module:function have a colon of their own.
+
+    Example:
+        >>> split_pair("torchvision:resnet18:resnet8")
+        ('torchvision:resnet18', 'resnet8')
+    """
+    words = pair.split(":")
+    end = 2 if words[0] == "torchvision" or "." in words[0] else 1
+    teacher, student = ":".join(words[:end]), ":".join(words[end:])
+    if not (all(words) and student):
+        raise ConfigError(f"`--pairs` are TEACHER:STUDENT, separated by commas, but got {pair!r}.")
+    return teacher, student
 
 
 def arms(run: RunConfig, trials: int, methods: Sequence[str] | None, parts: bool) -> Iterator[Arm]:

@@ -1,25 +1,48 @@
 """What the documents claim is what the package prints, has and does."""
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from dfkt.report import study_report
-from dfkt.results import read_study
-
 ROOT = Path(__file__).parents[1]
-EVIDENCE = sorted(path.parent for path in (ROOT / "docs" / "evidence").glob("*/study.json"))
+EVIDENCE = sorted(path.parent for path in (ROOT / "docs" / "evidence").glob("*/about.json"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("folder", EVIDENCE, ids=lambda path: path.name)
-def test_the_results_page_holds_what_the_stored_study_says(folder):
-    assert study_report(read_study(folder)) in (ROOT / "docs" / "results.md").read_text()
+@pytest.fixture(scope="module")
+def build_results() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_results", ROOT / "docs" / "build_results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_results_page_holds_what_the_evidence_says(build_results: ModuleType) -> None:
+    assert build_results.main(["--check"]) == 0
+
+
+def test_every_setting_of_the_evidence_is_on_the_page(build_results: ModuleType) -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    for setting in build_results.load_evidence(ROOT / "docs" / "evidence"):
+        for kind in ("about", "accuracy", "speed"):
+            assert f"<!-- begin {kind} {setting} -->" in page
+        assert (ROOT / "docs" / "figures" / f"{setting}-curves.svg").exists()
 
 
 def test_there_is_evidence():
     assert EVIDENCE
+
+
+@pytest.mark.parametrize("folder", EVIDENCE, ids=lambda path: path.name)
+def test_the_evidence_is_small_and_names_no_machines_folders(folder):
+    files = [path for path in folder.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 500_000
+    assert not re.search(r"/(?:home|root|tmp|work|mnt)/", (folder / "about.json").read_text())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -31,4 +54,8 @@ def test_files_that_a_page_names_exist(page):
 
 
 def test_no_page_has_a_gap_left_open():
-    assert not [page.name for page in PAGES if re.search(r"STUDY_OUTPUT|BENCH_|TODO|FIXME", page.read_text())]
+    assert not [
+        page.name
+        for page in PAGES
+        if re.search(r"STUDY_OUTPUT|BENCH_|TODO|FIXME|SUMMARY$|TEXT$", page.read_text(), re.MULTILINE)
+    ]

@@ -172,6 +172,16 @@ def test_smoke_shrinks_a_study_under_a_name_of_its_own(monkeypatch: pytest.Monke
     assert arguments_of(monkeypatch, ["--smoke", "--trials", "5"], whole).trials == 5
 
 
+def test_another_method_can_be_searched_and_leaves_the_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = arguments_of(monkeypatch, ["--method", "kd"], StudyConfig(name="big"))
+    assert (config.base.method, config.baselines) == ("kd", ("scratch", "fsp"))
+
+
+def test_no_trials_mean_reference_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = arguments_of(monkeypatch, ["--method", "kd", "--trials", "0"], StudyConfig(name="big"))
+    assert config.base.task.kd_weight == 0.9
+
+
 def test_other_images_make_another_study_unless_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     make_folder(tmp_path / "my images", "ab")
     config = StudyConfig(name="big")
