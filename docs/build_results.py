@@ -4,8 +4,9 @@
     python docs/build_results.py --check    exit 1 if a block is not what the evidence gives; plots are not looked at
 
 A block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, each on a line of its own; the rest of the page
-is never touched. NAME is ``about SETTING``, ``accuracy SETTING``, ``speed SETTING``, or ``columns``: what these tables'
-columns mean. Settings are those of every docs/evidence/*/about.json, as ``dfkt.comparison.save_comparison`` leaves it.
+is never touched. NAME is ``about PLACE``, ``accuracy PLACE``, ``parts PLACE``, ``speed PLACE``, or ``columns``: what these
+tables' columns mean. PLACE is FOLDER/SETTING, of docs/evidence/FOLDER as ``dfkt.comparison.save_comparison`` leaves it. Arms
+named ``dfkt-…``, parts of the method, stand in a table of their own and in no plot.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from matplotlib.figure import Figure
 
 from dfkt import comparison as c
 from dfkt import tables as f
-from dfkt.errors import InputError, StudyError
+from dfkt.errors import InputError
 
 DOCS = Path(__file__).parent
 Evidence = dict[str, c.Comparison]
-"""The comparison that holds a setting, by the setting's name."""
+"""The comparison that holds a setting, by FOLDER/SETTING."""
 
 _MARKER = re.compile(r"<!-- (begin|end) (.*?) -->")
 _COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D1F")
@@ -42,25 +43,20 @@ def load_evidence(folder: Path) -> Evidence:
     evidence: Evidence = {}
     for path in sorted(folder.glob("*/about.json")):
         comparison = c.load_comparison(path.parent)
-        for setting in comparison.about["settings"]:
-            if setting in evidence:
-                raise StudyError(f"A setting must be in one comparison only, but {setting} is in {path} and before it.")
-            evidence[setting] = comparison
+        evidence |= {f"{path.parent.name}/{setting}": comparison for setting in comparison.about["settings"]}
     return evidence
 
 
 def block(name: str, evidence: Evidence) -> str:
     """Return what stands between the markers of a name."""
-    kind, _, setting = name.partition(" ")
-    if kind == "columns" and not setting:
+    kind, _, place = name.partition(" ")
+    if kind == "columns" and not place:
         return f.NOTE
-    kinds = {"about": _about, "accuracy": _accuracy, "speed": _speed}
-    if kind not in kinds or setting not in evidence:
-        known = (
-            f"columns, or one of {', '.join(kinds)} with one of the settings {', '.join(evidence) or '(none found)'}"
-        )
+    kinds = {"about": _about, "accuracy": _accuracy, "parts": _parts, "speed": _speed}
+    if kind not in kinds or place not in evidence:
+        known = f"columns, or one of {', '.join(kinds)} with one of {', '.join(evidence) or '(none found)'}"
         raise InputError(f"A marker must name {known}, but got {name!r}.")
-    return kinds[kind](evidence[setting], setting)
+    return kinds[kind](evidence[place], place.partition("/")[2])
 
 
 def rebuild(page: str, evidence: Evidence) -> str:
@@ -80,7 +76,8 @@ def rebuild(page: str, evidence: Evidence) -> str:
 
 def plot_curves(comparison: c.Comparison, setting: str) -> Figure:
     """Plot ``val`` accuracy over steps: per arm the mean over seeds, in a band from the lowest to the highest."""
-    curves, arms = c.complete_curves(comparison, setting), c.setting_about(comparison, setting)["arms"]
+    curves = c.complete_curves(comparison, setting)
+    arms = _methods(c.setting_about(comparison, setting)["arms"])
     figure, axes = _axes(f"{setting}: val accuracy", 7.5)
     for arm in arms:
         rows = curves[(curves.arm == arm) & curves.val_accuracy.notna()]
@@ -101,10 +98,10 @@ def plot_curves(comparison: c.Comparison, setting: str) -> Figure:
 def plot_accuracy(comparison: c.Comparison, setting: str) -> Figure:
     """Plot ``test`` accuracy: a dot per seed, a bar at the mean, a dashed line at the teacher's."""
     runs, about = c.complete_runs(comparison, setting), c.setting_about(comparison, setting)
-    shown = [arm for arm in about["arms"] if (runs.arm == arm).any()]
+    shown = [arm for arm in _methods(about["arms"]) if (runs.arm == arm).any()]
     figure, axes = _axes(f"{setting}: test accuracy", 6.5)
     for place, arm in enumerate(shown):
-        colour, _ = _look(about["arms"], arm)
+        colour, _ = _look(_methods(about["arms"]), arm)
         values = 100 * runs[runs.arm == arm].sort_values("seed").test_accuracy.to_numpy()
         offsets = [place + 0.08 * (k - (len(values) - 1) / 2) for k in range(len(values))]
         axes.plot(values, offsets, "o", color=colour, markersize=4.5, alpha=0.8)
@@ -146,10 +143,10 @@ def main(arguments: Sequence[str] | None = None, docs: Path = DOCS) -> int:
         return int(new != old)
     page.write_text(new, encoding="utf-8")
     (docs / "figures").mkdir(exist_ok=True)
-    for setting, comparison in evidence.items():
+    for place, comparison in evidence.items():
         for name, plot in (("curves", plot_curves), ("accuracy", plot_accuracy)):
-            path = docs / "figures" / f"{setting}-{name}.svg"
-            path.write_text(svg(plot(comparison, setting)), encoding="utf-8")
+            path = docs / "figures" / f"{place.replace('/', '-')}-{name}.svg"
+            path.write_text(svg(plot(comparison, place.partition("/")[2])), encoding="utf-8")
     return 0
 
 
@@ -159,19 +156,32 @@ def _about(comparison: c.Comparison, setting: str) -> str:
     return "\n".join([*lines, "", "```", *f.commands(about), "```"])
 
 
+def _methods(arms: Sequence[str]) -> list[str]:
+    """Return the arms that are methods, not parts of ours."""
+    return [arm for arm in arms if not arm.startswith(f"{c.OURS}-")]
+
+
 def _accuracy(comparison: c.Comparison, setting: str) -> str:
     runs = comparison.runs[comparison.runs.setting == setting]
+    table = c.accuracy_table(comparison, setting)
+    chosen = table[table.arm.isin(_methods(list(table.arm)))]
     notes = f.setting_notes(c.setting_about(comparison, setting), runs)
-    table = f.markdown_table(f.accuracy_cells(c.accuracy_table(comparison, setting)))
-    return "\n\n".join([table, *notes])
+    return "\n\n".join([f.markdown_table(f.accuracy_cells(chosen)), *notes])
+
+
+def _parts(comparison: c.Comparison, setting: str) -> str:
+    table = c.accuracy_table(comparison, setting)
+    methods = _methods(list(table.arm))
+    return f.markdown_table(f.accuracy_cells(table[(table.arm == c.OURS) | ~table.arm.isin(methods)]))
 
 
 def _speed(comparison: c.Comparison, setting: str) -> str:
     level = c.scratch_level(comparison, setting)
     if math.isnan(level):
         return "Scratch has no complete run, so there is no level to reach."
-    table = f.markdown_table(f.speed_cells(c.speed_table(comparison, setting)))
-    return f"Until val accuracy reaches {100 * level:.2f} %, what scratch ends with:\n\n{table}"
+    table = c.speed_table(comparison, setting)
+    text = f.markdown_table(f.speed_cells(table[table.arm.isin(_methods(list(table.arm)))]))
+    return f"Until val accuracy reaches {100 * level:.2f} %, what scratch ends with:\n\n{text}"
 
 
 def _axes(title: str, width: float) -> tuple[Figure, Axes]:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -398,7 +399,7 @@ def build() -> ModuleType:
     return module
 
 
-NAMES = ("about blobs", "accuracy blobs", "speed blobs", "columns")
+NAMES = ("about first/blobs", "accuracy first/blobs", "speed first/blobs", "columns")
 PAGE = (
     "# Results\n\n"
     + "\nbetween\n".join(f"<!-- begin {name} -->\nold\n<!-- end {name} -->" for name in NAMES)
@@ -420,9 +421,9 @@ def test_blocks_are_replaced_and_the_rest_stays(build, docs):
     text = (docs / "results.md").read_text()
 
     assert "old" not in text
-    assert text.startswith("# Results\n\n<!-- begin about blobs -->\nblobs: Blobs, 90 train")
+    assert text.startswith("# Results\n\n<!-- begin about first/blobs -->\nblobs: Blobs, 90 train")
     assert "commit 8e626c2555d8; 2 cores of AMD EPYC, 24 GiB, no GPU; python 3.11.7, torch 2.15.0" in text
-    assert "```\npython studies/some.py --name 'two words'\n```\n<!-- end about blobs -->\nbetween\n" in text
+    assert "```\npython studies/some.py --name 'two words'\n```\n<!-- end about first/blobs -->\nbetween\n" in text
     assert "| dfkt | 5 | 84.00 ± 1.58 | +4.00 | 40 % |  | 30.0 |" in text
     assert "| fsp | 0 of 4 |  |  |  |  |" in text
     assert text.endswith("\n<!-- end columns -->\nend\n")
@@ -445,25 +446,25 @@ def test_plots_are_written_and_equal_ones_are_equal_files(build, docs, blobs):
     build.main([], docs)
     first = {path.name: path.read_text() for path in (docs / "figures").iterdir()}
 
-    assert sorted(first) == ["blobs-accuracy.svg", "blobs-curves.svg"]
-    assert first["blobs-curves.svg"] == build.svg(build.plot_curves(blobs, "blobs"))
-    assert "where scratch ends" in first["blobs-curves.svg"]
-    assert "dc:date" not in first["blobs-curves.svg"]
+    assert sorted(first) == ["first-blobs-accuracy.svg", "first-blobs-curves.svg"]
+    assert first["first-blobs-curves.svg"] == build.svg(build.plot_curves(blobs, "blobs"))
+    assert "where scratch ends" in first["first-blobs-curves.svg"]
+    assert "dc:date" not in first["first-blobs-curves.svg"]
 
 
 def test_a_partial_comparison_has_blocks_and_plots_too(build):
     partial = made([("kd", 1, 0.8)], [("kd", 1, 10, 0.8)], teacher={})
 
-    assert "no level to reach" in build.block("speed s", {"s": partial})
-    assert "| kd | 1 | 80.00 |" in build.block("accuracy s", {"s": partial})
+    assert "no level to reach" in build.block("speed p/s", {"p/s": partial})
+    assert "| kd | 1 | 80.00 |" in build.block("accuracy p/s", {"p/s": partial})
     assert all("</svg>" in build.svg(plot(partial, "s")) for plot in (build.plot_curves, build.plot_accuracy))
 
 
 @pytest.mark.parametrize(
     ("page", "message"),
     [
-        ("<!-- begin acuracy blobs -->\n<!-- end acuracy blobs -->", "A marker must name .* but got 'acuracy blobs'"),
-        ("<!-- begin speed blob -->\n<!-- end speed blob -->", "with one of the settings blobs, but got 'speed blob'"),
+        ("<!-- begin acuracy a/b -->\n<!-- end acuracy a/b -->", "A marker must name .* but got 'acuracy a/b'"),
+        ("<!-- begin speed blobs -->\n<!-- end speed blobs -->", "with one of first/blobs, but got 'speed blobs'"),
         ("<!-- begin columns -->\n", "<!-- begin columns --> has no end"),
         ("<!-- end columns -->\n", "must pair up"),
         ("<!-- begin columns -->\n<!-- end speed blobs -->", "must pair up"),
@@ -477,8 +478,20 @@ def test_markers_that_cannot_be_filled_are_an_error(build, docs, capsys, page, m
     assert (docs / "results.md").read_text() == page
 
 
-def test_a_setting_in_two_comparisons_is_an_error(build, docs):
-    save_comparison(load_comparison(docs / "evidence" / "first"), docs / "evidence" / "second")
+def test_two_comparisons_may_have_the_same_setting(build, docs, blobs):
+    save_comparison(blobs, docs / "evidence" / "second")
+    evidence = build.load_evidence(docs / "evidence")
 
-    with pytest.raises(StudyError, match="in one comparison only, but blobs"):
-        build.load_evidence(docs / "evidence")
+    assert sorted(evidence) == ["first/blobs", "second/blobs"]
+    assert build.block("speed first/blobs", evidence) == build.block("speed second/blobs", evidence)
+
+
+def test_parts_of_the_method_stand_in_a_table_of_their_own(build):
+    arms = [("scratch", 1, 0.7), ("dfkt", 1, 0.8), ("dfkt-joint", 1, 0.75)]
+    curves = [(arm, 1, 10, 0.8) for arm in ("scratch", "dfkt", "dfkt-joint")]
+    evidence = {"p/s": made(arms, curves, teacher={})}
+    tables = {kind: build.block(f"{kind} p/s", evidence) for kind in ("accuracy", "parts", "speed")}
+    rows = {kind: re.findall(r"^\| ([a-z-]+) \|", text, re.MULTILINE)[1:] for kind, text in tables.items()}
+
+    assert rows == {"accuracy": ["scratch", "dfkt"], "parts": ["dfkt", "dfkt-joint"], "speed": ["scratch", "dfkt"]}
+    assert "joint" not in build.svg(build.plot_curves(evidence["p/s"], "s"))

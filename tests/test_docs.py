@@ -28,10 +28,10 @@ def test_the_results_page_holds_what_the_evidence_says(build_results: ModuleType
 
 def test_every_setting_of_the_evidence_is_on_the_page(build_results: ModuleType) -> None:
     page = (ROOT / "docs" / "results.md").read_text()
-    for setting in build_results.load_evidence(ROOT / "docs" / "evidence"):
+    for place in build_results.load_evidence(ROOT / "docs" / "evidence"):
         for kind in ("about", "accuracy", "speed"):
-            assert f"<!-- begin {kind} {setting} -->" in page
-        assert (ROOT / "docs" / "figures" / f"{setting}-curves.svg").exists()
+            assert f"<!-- begin {kind} {place} -->" in page
+        assert (ROOT / "docs" / "figures" / f"{place.replace('/', '-')}-curves.svg").exists()
 
 
 def test_there_is_evidence():
