@@ -68,6 +68,10 @@ class Comparison:
     about: dict[str, Any]
 
 
+LEAST_GAP = 0.01
+"""A teacher that is less ahead of scratch leaves no gap whose share could be told."""
+
+
 def is_comparison(folder: Place) -> bool:
     """Return whether a folder holds a comparison, run or saved."""
     storage = _storage(folder)
@@ -132,7 +136,7 @@ def accuracy_table(comparison: Comparison, setting: str) -> pd.DataFrame:
     """Return the test accuracies: a row per arm that has a complete final run.
 
     ``seeds``; ``test_mean`` and ``test_std`` (n - 1) over them; ``gain``: mean less that of scratch; ``gap_share``:
-    gain / (teacher - scratch), null where the teacher is not ahead; ``difference`` of dfkt less the arm over the seeds
+    gain / (teacher - scratch), null where the teacher is less than a point ahead; ``difference`` of dfkt less the arm over the seeds
     that both have, with its 95 % confidence interval ``low``, ``high``; ``pairs``, their number; ``device_seconds``,
     the mean. What cannot be told is null.
     """
@@ -145,7 +149,7 @@ def accuracy_table(comparison: Comparison, setting: str) -> pd.DataFrame:
         test = tests[arm]
         gain = math.nan if arm == SCRATCH else test.mean() - scratch
         row = {"arm": arm, "seeds": len(test), "test_mean": test.mean(), "test_std": test.std(), "gain": gain}
-        row["gap_share"] = gain / (teacher - scratch) if teacher > scratch else math.nan
+        row["gap_share"] = gain / (teacher - scratch) if teacher - scratch >= LEAST_GAP else math.nan
         pairs = test.iloc[:0] if arm == OURS or OURS not in tests else (tests[OURS] - test).dropna()
         row |= dict(zip(("difference", "low", "high"), mean_interval(pairs), strict=True)) | {"pairs": len(pairs)}
         rows.append(row | {"device_seconds": done[done.arm == arm].device_seconds.mean()})
