@@ -16,7 +16,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,7 @@ def read_comparison(folder: Place) -> Comparison:
     for setting, listed in _read_json(storage, "comparison.json")["settings"].items():
         folders = {arm: storage.sub(setting, arm) for arm in listed["arms"]}
         studies = {arm: read_study(place) for arm, place in folders.items() if place.exists("study.json")}
+        studies = _present(studies)
         for arm, study in studies.items():
             for name, table in zip(_TABLES, _tables(study), strict=True):
                 parts[name].append(table.assign(setting=setting, arm=arm))
@@ -136,8 +137,8 @@ def accuracy_table(comparison: Comparison, setting: str) -> pd.DataFrame:
     """Return the test accuracies: a row per arm that has a complete final run.
 
     ``seeds``; ``test_mean`` and ``test_std`` (n - 1) over them; ``gain``: mean less that of scratch; ``gap_share``:
-    gain / (teacher - scratch), null where the teacher is less than a point ahead; ``difference`` of dfkt less the arm over the seeds
-    that both have, with its 95 % confidence interval ``low``, ``high``; ``pairs``, their number; ``device_seconds``,
+    gain / (teacher - scratch), null where the teacher is less than a point ahead; ``difference`` of dfkt less the arm over
+    the seeds that both have, with its 95 % confidence interval ``low``, ``high``; ``pairs``, their number; ``device_seconds``,
     the mean. What cannot be told is null.
     """
     done = complete_runs(comparison, setting).dropna(subset="test_accuracy")
@@ -179,23 +180,25 @@ def scratch_level(comparison: Comparison, setting: str) -> float:
 def speed_table(comparison: Comparison, setting: str) -> pd.DataFrame:
     """Return how soon each arm's ``val`` accuracy first reaches :func:`scratch_level`, flow and hint stages counted in.
 
-    ``seeds`` of the arm and how many ``reached`` it; over those the means of ``steps``, ``images`` and ``seconds`` of
-    training, null where none did; ``step_ratio``: steps over the full length of scratch's runs, which is what scratch
-    needs by definition. Scratch's own row is measured as the others' and may lie below 1: its curve, too, crosses its
-    end's mean before the end. Empty without scratch.
+    ``seeds`` of the arm and how many ``reached`` it; medians over all its seeds of ``steps``, ``images`` and ``seconds`` of
+    training, where a seed that never reaches it counts as infinitely late: null unless more than half do, so that slow
+    seeds do not drop out. ``step_ratio``: steps over scratch's own, or over its full length where scratch's are null.
+    Empty without scratch.
     """
     level, done = scratch_level(comparison, setting), complete_runs(comparison, setting)
     if math.isnan(level):
         done = done.iloc[:0]
-    length = done[done.arm == SCRATCH].steps.astype("float64").mean()
     curves = complete_curves(comparison, setting).rename(columns={"step": "steps"})
     first = curves[curves.val_accuracy >= level - TOLERANCE].drop_duplicates(["arm", "seed"])
     rows = []
     for arm in (arm for arm in setting_about(comparison, setting)["arms"] if (done.arm == arm).any()):
-        means = first[first.arm == arm][["steps", "images", "seconds"]].astype("float64").mean()
-        row = {"arm": arm, "seeds": int((done.arm == arm).sum()), "reached": int((first.arm == arm).sum())}
-        rows.append(row | means.to_dict() | {"step_ratio": means.steps / length})
-    return pd.DataFrame(rows, columns=["arm", "seeds", "reached", "steps", "images", "seconds", "step_ratio"])
+        reached = first[first.arm == arm].set_index("seed")[["steps", "images", "seconds"]].astype("float64")
+        seeds = done[done.arm == arm].seed.to_numpy()
+        medians = reached.reindex(seeds, fill_value=math.inf).median().replace(math.inf, math.nan)
+        rows.append({"arm": arm, "seeds": len(seeds), "reached": len(reached)} | medians.to_dict())
+    table = pd.DataFrame(rows, columns=["arm", "seeds", "reached", "steps", "images", "seconds"])
+    own, length = table.steps[table.arm == SCRATCH].mean(), done[done.arm == SCRATCH].steps.astype("float64").mean()
+    return table.assign(step_ratio=table.steps / (length if math.isnan(own) else own))
 
 
 def complete_runs(comparison: Comparison, setting: str) -> pd.DataFrame:
@@ -236,6 +239,12 @@ def comparison_report(comparison: Comparison) -> str:
             lines += ["", f"until val accuracy reaches {level:.2f} %:", text_table(speed_cells(speed))]
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, NOTE])
+
+
+def _present(studies: Mapping[str, Study]) -> dict[str, Study]:
+    """Leave out parts that were taken from another run than the present winner of ``dfkt``."""
+    winner = studies[OURS].meta.get("best", {}).get("key") if OURS in studies else None
+    return {arm: study for arm, study in studies.items() if study.meta.get("parent", winner) == winner}
 
 
 def _tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -57,7 +57,7 @@ def final_jobs(config: StudyConfig, store: StudyStore, log: Log) -> list[Job]:
     if not jobs:
         log("no trial was completed, so there is nothing to train again")
         return []
-    _test_teacher(config.base, store)
+    test_teacher(config.base, store)
     known = {row["number"] for row in store.final_rows()}
     return [job for job in jobs if job.number not in known]
 
@@ -93,15 +93,16 @@ def _jobs(config: StudyConfig, store: StudyStore) -> list[Job]:
 
 
 def winner_of(config: StudyConfig, store: StudyStore) -> RunConfig | None:
-    """Return the best trial's configuration, or the study's own where nothing is searched."""
+    """Return the best trial's configuration, or the study's own where nothing is searched; ``None`` without any."""
     if config.trials == 0:
-        return config.base
-    study = read_study(store.storage)
-    best = best_trials(study.trials, 1)
-    if best.empty:
-        return None
-    winner = trial_config(study)
-    store.update_meta(best={"trial": int(best.iloc[0].number), "config": to_dict(winner)})
+        number, winner = None, config.base
+    else:
+        study = read_study(store.storage)
+        best = best_trials(study.trials, 1)
+        if best.empty:
+            return None
+        number, winner = int(best.iloc[0].number), trial_config(study)
+    store.update_meta(best={"trial": number, "key": config_key(winner), "config": to_dict(winner)})
     return winner
 
 
@@ -143,8 +144,8 @@ def _save(store: StudyStore, job: Job, payload: Payload, log: Log) -> None:
     log(f"final {job.config.method} seed {job.config.train.seed}: {outcome}, {payload['wall_seconds']:.0f} s")
 
 
-def _test_teacher(base: RunConfig, store: StudyStore) -> None:
-    """Measure the teacher on ``test``, once."""
+def test_teacher(base: RunConfig, store: StudyStore) -> None:
+    """Measure the teacher on ``test``, once; nothing is chosen by it."""
     teacher = store.meta["teacher"]
     if "test_accuracy" in teacher:
         return

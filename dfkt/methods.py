@@ -139,8 +139,8 @@ def _attention(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> S
 def _similarity(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedule:
     """Tung & Mori 2019, beside the labels from the first epoch.
 
-    The paper leaves the pairs of layers open and names those at the ends of blocks of the same place: here the group
-    ends. Widely used public code takes the last one only.
+    The paper's definition leaves the pairs of layers open and names the ends of blocks of the same place: here the group
+    ends, whose losses are summed, so the weight is over all of them. Widely used public code takes the last one only.
     """
     term = SimilarityTerm(taps=tuple(group_ends[1:]), weight=config.task.similarity_weight)
     return (_task_stage(config, config.train.epochs, TaskTerm(), term),)
@@ -149,7 +149,7 @@ def _similarity(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> 
 def _dkd(config: RunConfig, num_taps: int, group_ends: Sequence[int]) -> Schedule:
     """Zhao et al. 2022, beside the labels; its weight grows from nothing in the first twelfth (20 of 240 epochs there)."""
     target, other = config.task.decoupled_weights
-    weight = Ramp(0.0, 1.0, config.task.warmup) if config.task.warmup else 1.0
+    weight = Ramp(0.0, 1.0, config.task.warmup)
     term = DecoupledTerm(temperature=config.task.temperature, target_weight=target, other_weight=other, weight=weight)
     return (_task_stage(config, config.train.epochs, TaskTerm(), term),)
 

@@ -92,13 +92,13 @@ def study_report(study: Study, count: int = 5) -> str:
     student = study.meta["config"]["base"]["student"]
     width = f" at {student['width']:g} of its width" if student.get("width", 1) != 1 else ""
     lines += [f"student {student['name']}{width}, mean ± standard deviation over seeds:", finals_table(study)]
-    if not study.finals.empty:
+    if not study.finals.empty and len(study.trials):
         lines += [FINALS_NOTE.format(method=study.meta["config"]["base"]["method"])]
     return "\n".join(lines)
 
 
 FINALS_NOTE = (
-    "{method} is the best trial by val; the other methods stand at their reference settings, with the same number of epochs.\n"
+    "{method} is the best trial by val; other methods stand at their reference settings, with the same number of epochs.\n"
     "Only {method} was searched here."
 )
 _STATE_WORDS = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "unfinished"}

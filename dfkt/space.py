@@ -203,7 +203,10 @@ def resolve(params: Mapping[str, Any], base: RunConfig) -> RunConfig:
         hint=replace(
             hint,
             share=values["hint_share"],
-            soft_weights=(values["soft_weight"], values["soft_weight"] / 4),
+            soft_weights=(
+                values["soft_weight"],
+                values["soft_weight"] * run.hint.soft_weights[1] / run.hint.soft_weights[0],
+            ),
             optimizer=replace(hint.optimizer, lr=values["hint_lr"]),
         ),
         task=replace(

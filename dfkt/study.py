@@ -118,7 +118,7 @@ def check_store(config: StudyConfig, storage: Storage, data: ImageSet) -> None:
     Raises:
         StudyError: If a setting differs that a study cannot change; the differences are listed.
     """
-    if not _has_trials(storage):
+    if not _has_begun(storage):
         return
     meta = StudyStore.open(storage).meta
     old = flatten({"config": meta["config"], "data": meta["data"]})
@@ -134,7 +134,7 @@ def check_store(config: StudyConfig, storage: Storage, data: ImageSet) -> None:
 
 def open_store(config: StudyConfig, storage: Storage, data: ImageSet, space: SearchSpace) -> StudyStore:
     """Open the study's store, or create it, and note this run in it."""
-    if _has_trials(storage):
+    if _has_begun(storage):
         store = StudyStore.open(storage)
     else:
         storage.delete_all()
@@ -156,8 +156,16 @@ def about_data(data: ImageSet) -> dict[str, Any]:
     }
 
 
-def _has_trials(storage: Storage) -> bool:
-    return storage.exists("study.json") and bool(storage.sub("trials").names())
+def _has_begun(storage: Storage) -> bool:
+    """Whether a folder holds a study with anything that was trained, or is being trained, for it."""
+    if not storage.exists("study.json"):
+        return False
+    if any(storage.sub(name).names() for name in ("trials", "finals")):
+        return True
+    try:
+        return bool(StudyStore.open(storage).meta.get("finals"))  # final runs were listed, and may have checkpoints
+    except StudyError:
+        return False
 
 
 def _value(flat: dict[str, Any], name: str) -> Any:

@@ -21,10 +21,10 @@ from dfkt.results import Study
 NOTE = """\
 test %: mean ± standard deviation over seeds of the last epoch's accuracy. gap closed: gain over scratch, as a share
 of what the teacher is ahead of scratch, if that is a point or more. dfkt ahead by: mean of dfkt less the arm over the
-same seeds, with its 95 % confidence interval by Student's t. reached: seeds whose val accuracy reaches the mean that
-scratch ends with; steps, images and training s are means over those, until the first epoch that does, with flow and
-hint stages. of scratch's steps: those steps over the full length of scratch's runs; scratch's own row tells how early
-its curve crosses its end."""
+same seeds, with its 95 % confidence interval by Student's t; it covers the seeds, not the choice of settings by one
+search, and is not corrected for the number of arms. reached: seeds whose val accuracy reaches the mean that scratch
+ends with; steps, images and training s: medians over all seeds until the first epoch that does, with flow and hint
+stages; empty unless more than half do. of scratch's steps: those steps over scratch's own."""
 """What the columns mean."""
 
 _ACCURACY = ("arm", "seeds", "test %", "over scratch", "gap closed", "dfkt ahead by", "device s")

@@ -229,15 +229,30 @@ def test_seeds_that_never_reach_are_counted_and_null(blobs):
     assert all(math.isnan(slow[name]) for name in ("steps", "images", "seconds", "step_ratio"))
 
 
-def test_means_are_over_the_seeds_that_reach_and_the_first_time_counts():
+def test_medians_are_over_all_seeds_and_the_first_time_counts():
     curves = [("scratch", 1, 100, 0.5), ("scratch", 2, 100, 0.7)]
     curves += [("kd", 1, 20, 0.61), ("kd", 1, 40, 0.1), ("kd", 2, 20, 0.5), ("kd", 2, 40, 0.6), ("kd", 3, 40, 0.59)]
     runs: list[tuple[str, int, float | None]] = [("scratch", 1, 0.5), ("scratch", 2, 0.5)]
     table = speed_table(made([*runs, *(("kd", seed, 0.5) for seed in (1, 2, 3))], curves), "s")
     kd, scratch = row_of(table, "kd"), row_of(table, "scratch")
 
-    assert (kd["seeds"], kd["reached"], kd["steps"], kd["step_ratio"]) == (3, 2, 30, 0.3)
-    assert (scratch["seeds"], scratch["reached"], scratch["step_ratio"]) == (2, 1, 1.0)
+    assert (kd["seeds"], kd["reached"], kd["steps"]) == (3, 2, 40)  # 20, 40 and never
+    assert kd["step_ratio"] == 0.4  # of scratch's full length: half of its seeds is not more than half
+    assert (scratch["seeds"], scratch["reached"]) == (2, 1)
+    assert math.isnan(scratch["steps"])
+
+
+def test_a_part_of_an_earlier_winner_is_left_out(tmp_path):
+    index = {"format": 1, "settings": {"blobs": {"arms": ["dfkt", "dfkt-joint", "dfkt-dense"]}}}
+    Storage(tmp_path / "c").write("comparison.json", json.dumps(index).encode())
+    write_arm(tmp_path / "c" / "blobs", "dfkt", {1: 0.8}, SLOW)
+    for arm, parent in (("dfkt-joint", "new"), ("dfkt-dense", "old")):
+        write_arm(tmp_path / "c" / "blobs", arm, {1: 0.8}, SLOW)
+        StudyStore.open(Storage(tmp_path / "c" / "blobs" / arm)).update_meta(parent=parent)
+    StudyStore.open(Storage(tmp_path / "c" / "blobs" / "dfkt")).update_meta(best={"key": "new"})
+
+    assert set(read_comparison(tmp_path / "c").runs.arm) <= {"dfkt", "dfkt-joint"}
+    assert set(read_comparison(tmp_path / "c").about["settings"]["blobs"]["trials"]) == {"dfkt", "dfkt-joint"}
 
 
 def test_equal_ends_reach_their_own_mean():
