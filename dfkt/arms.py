@@ -77,11 +77,6 @@ class RunningArm:
         return self.jobs == [] and not self.running
 
     @property
-    def done(self) -> bool:
-        """Whether it is over, and every final run has left its result."""
-        return self.over and not self.lost
-
-    @property
     def failures(self) -> int:
         """Trials and final runs that failed, in this run or earlier."""
         rows = self.store.trial_rows() + self.store.final_rows()
@@ -123,7 +118,7 @@ class Arms(Searcher):
             if params is not None:
                 self.owners[trial_id] = (number, "job" in params)
                 return {"arm": number, **params}
-        return Searcher.FINISHED if self._over else None
+        return Searcher.FINISHED if self.over else None
 
     def _opened(self, number: int) -> RunningArm | Skipped | None:
         arm = self.arms[number]
@@ -135,13 +130,9 @@ class Arms(Searcher):
         return opened
 
     @property
-    def _over(self) -> bool:  # not `done`: Tune would wait for ever for a final run that was lost
+    def over(self) -> bool:
+        """Whether every arm is; a final run that was lost stays to be done when the comparison is run again."""
         return all(isinstance(arm, Skipped) or (isinstance(arm, RunningArm) and arm.over) for arm in self.arms)
-
-    @property
-    def done(self) -> bool:
-        """Whether every arm is."""
-        return all(isinstance(arm, Skipped) or (isinstance(arm, RunningArm) and arm.done) for arm in self.arms)
 
     @property
     def failures(self) -> int:
@@ -166,6 +157,10 @@ class Arms(Searcher):
         arm = self.arms[number]
         assert isinstance(arm, RunningArm)
         return arm, final
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave everything out: Tune pickles its searcher, and the arms hold images."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the studies' folders are what a later run reads."""

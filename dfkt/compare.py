@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from dfkt.arms import ArmDriver, ArmRecorder, Arms, Opener, RunningArm, Skipped
 from dfkt.cluster import cluster, fit_workers
-from dfkt.config import RunConfig, StudyConfig, _rule, to_dict
+from dfkt.config import RunConfig, StudyConfig, _rule, config_key, to_dict
 from dfkt.data import ImageSet, load_data
 from dfkt.errors import StudyError
-from dfkt.finals import winner_of
+from dfkt.finals import measure_teacher, winner_of
 from dfkt.methods import build_schedule
 from dfkt.results import StudyStore
 from dfkt.space import SearchSpace
@@ -170,7 +170,7 @@ def run_comparison(
                 max_failures=config.max_failures,
             )
             opener.tidy_up(workers)
-            return arms.done, arms.failures
+            return arms.over, arms.failures
 
 
 class _Opener:
@@ -207,7 +207,7 @@ class _Opener:
         study, storage = replace(_study(self.config, arm), base=changed), self.folder.sub(setting.name, arm.name)
         store = open_store(study, storage, self.images[setting.name], ours.space)  # that of another winner goes on
         storage.write(WEIGHTS_FILE, ours.store.storage.read(WEIGHTS_FILE) or b"")
-        store.update_meta(teacher=ours.store.meta["teacher"])
+        store.update_meta(teacher=ours.store.meta["teacher"], parent=config_key(winner))
         return self._running(setting, arm, study, store, ours.space)
 
     def _skip(self, setting: Setting, arm: Arm, why: str) -> Skipped:
@@ -223,6 +223,7 @@ class _Opener:
         space = check_networks(study, data)
         store = open_store(study, self.folder.sub(setting.name, arm.name), data, space)
         keep_teacher(study, store, self.log if arm is setting.arms[0] else lambda line: None)
+        measure_teacher(study.base, store)  # now, not while others' trials are timed
         return self._running(setting, arm, study, store, space)
 
     def _running(
@@ -261,9 +262,12 @@ def _study(config: ComparisonConfig, arm: Arm) -> StudyConfig:
 
 def _check(config: ComparisonConfig, folder: Storage) -> dict[str, ImageSet]:
     """Refuse what cannot be done before any arm starts; return the settings' images."""
-    images = {}
+    images, loaded = {}, {}
     for setting in config.settings:
-        data = images[setting.name] = load_data(setting.arms[0].run.data)
+        key = config_key(setting.arms[0].run.data)
+        if key not in loaded:
+            loaded[key] = load_data(setting.arms[0].run.data)
+        data = images[setting.name] = loaded[key]
         for arm in setting.arms:
             study = _study(config, arm)
             changed = PARTS[arm.part](arm.run) if arm.part else arm.run

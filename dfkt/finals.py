@@ -57,7 +57,7 @@ def final_jobs(config: StudyConfig, store: StudyStore, log: Log) -> list[Job]:
     if not jobs:
         log("no trial was completed, so there is nothing to train again")
         return []
-    test_teacher(config.base, store)
+    measure_teacher(config.base, store)
     known = {row["number"] for row in store.final_rows()}
     return [job for job in jobs if job.number not in known]
 
@@ -144,7 +144,7 @@ def _save(store: StudyStore, job: Job, payload: Payload, log: Log) -> None:
     log(f"final {job.config.method} seed {job.config.train.seed}: {outcome}, {payload['wall_seconds']:.0f} s")
 
 
-def test_teacher(base: RunConfig, store: StudyStore) -> None:
+def measure_teacher(base: RunConfig, store: StudyStore) -> None:
     """Measure the teacher on ``test``, once; nothing is chosen by it."""
     teacher = store.meta["teacher"]
     if "test_accuracy" in teacher:

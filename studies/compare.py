@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     group.add_argument("--seeds", type=int, help=f"runs of each method's best settings (default: {SEEDS})")
     group.add_argument("--parts", action="store_true", help="also dfkt with one part changed at a time")
     group.add_argument(
-        "--same-size", action="store_true", help="also a student as large as the teacher, with fewer steps"
+        "--same-size",
+        action="store_true",
+        help="also a student as large as the teacher, in a third and two thirds of --teacher-epochs",
     )
     group.add_argument("--search-seed", type=int, default=0, help="seed of Optuna's samplers")
     group.add_argument(
@@ -69,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(a: argparse.Namespace) -> int:
     """Run, print and export."""
     if a.smoke:
+        a.name = f"{a.name}-smoke"
         for name, value in SMOKE.items():
             if getattr(a, name) is None:
                 setattr(a, name, value)
@@ -78,11 +81,13 @@ def compare(a: argparse.Namespace) -> int:
         seeds=SEEDS if a.seeds is None else a.seeds,
         search_seed=a.search_seed,
     )
+    if a.export is not None:
+        Storage(a.export).check_writable()
     done, failures = run_comparison(config, a.results, workers=read_workers(a), address=a.address, log=say)
     folder = Storage(a.results).sub(a.name)
     comparison = read_comparison(folder)
     say(f"\n{comparison_report(comparison)}\n")
-    if a.export:
+    if a.export is not None and done:
         save_comparison(comparison, a.export)
     if not done:
         say(f"interrupted; what was finished is kept in {folder.path}, and the same command goes on from there")
@@ -98,13 +103,13 @@ def settings(a: argparse.Namespace) -> Iterator[Setting]:
     pairs = [split_pair(pair) for pair in split_names(PAIRS if a.pairs is None else a.pairs) or ()]
     trials = TRIALS if a.trials is None else a.trials
     for data in split_names(DATA if a.data is None else a.data) or ():
-        for teacher, student in pairs:
+        for k, (teacher, student) in enumerate(pairs):
             chosen = argparse.Namespace(**vars(a) | {"data": data, "teacher": teacher, "student": student})
             run = with_run(BASE, chosen)
             where = f"{Path(run.data.name).name}-{teacher}".replace(":", "_")
             name = f"{where}-{student}".replace(":", "_")
             yield Setting(name=name, arms=tuple(arms(run, trials, split_names(a.methods), a.parts)))
-            if a.same_size:
+            if a.same_size and teacher not in dict(pairs[:k]):
                 yield Setting(name=f"{where}-same-size", arms=tuple(same_size(run)))
 
 
@@ -133,7 +138,8 @@ def arms(run: RunConfig, trials: int, methods: Sequence[str] | None, parts: bool
     if parts:
         ours = baseline(run, "dfkt")
         yield from (Arm(name=f"dfkt-{part}", run=ours, trials=0, part=part) for part in PARTS)
-        yield Arm(name="dfkt-pair-weights", run=replace(run, method="dfkt"), trials=trials, weights="pair")
+        if trials:
+            yield Arm(name="dfkt-pair-weights", run=replace(run, method="dfkt"), trials=trials, weights="pair")
 
 
 def same_size(run: RunConfig) -> Iterator[Arm]:

@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,23 @@ from dfkt.config import DataConfig, FlowConfig, NetworkConfig, RunConfig, Teache
 from dfkt.data import ImageSet, Split
 
 torch.set_num_threads(1)
+RAY_MARKS = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    # Ray leaves sockets and files of its connections to the garbage collector, and warns of its own deprecations.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+CPUS = 2
+HOLD = f"""
+import ray, sys
+ray.init(num_cpus={CPUS}, num_gpus=0, include_dashboard=True, object_store_memory={200 * 2**20}, log_to_driver=False)
+print("address", ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +85,49 @@ def run_config(tmp_path: Path) -> RunConfig:
         flow=FlowConfig(pattern="dense-2", share=0.5),
         train=TrainConfig(epochs=3, batch_size=64),
     )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A place for a file's studies, and the environment of its cluster: every process must have the same."""
+    from dfkt.cluster import ENVIRONMENT  # imports Ray, which most tests do without
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}.items():
+            patch.setenv(name, value)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield tmp_path_factory.mktemp("studies")
+
+
+@pytest.fixture(scope="module")
+def address(home: Path) -> Iterator[str]:
+    """The address of a cluster that lasts as long as a file's tests; a process of its own holds it."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    with holder, holder.stdin, holder.stdout:
+        lines = (line.split() for line in holder.stdout)
+        found = next((words[1] for words in lines if words[:1] == ["address"]), None)
+        assert found, "Ray did not start"  # on a busy machine its parts time out
+        yield found
+        holder.stdin.close()
+        holder.wait(60)
+
+
+def processes_of(session: int) -> list[int]:
+    """Return the processes that belong to a session, its leader left out."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z" and int(stat.parent.name) != session:
+            found.append(int(stat.parent.name))
+    return found

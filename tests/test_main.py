@@ -283,3 +283,18 @@ def test_show_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "1 trials: 1 complete" in out
     assert "75.00" in out
     assert "dense-3" in out
+
+
+def test_show_prints_a_comparison_and_names_the_arms_that_have_no_runs_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = {"format": 1, "settings": {"blobs": {"arms": ["scratch", "kd"]}}}
+    Storage(tmp_path / "compared").write("comparison.json", json.dumps(index).encode())
+    assert main(["show", "compared"]) == 0
+    out = capsys.readouterr().out
+    assert "blobs" in out
+    assert "no complete final run: scratch, kd" in out
+
+    Storage(tmp_path / "compared").write("comparison.json", b"{")
+    assert main(["show", "compared"]) == 2
+    assert "comparison.json" in capsys.readouterr().err

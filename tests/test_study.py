@@ -10,15 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import CPUS, RAY_MARKS, processes_of
 
 from dfkt.__main__ import run_script
-from dfkt.cluster import ENVIRONMENT
 from dfkt.config import (
     DataConfig,
     FlowConfig,
@@ -35,54 +34,7 @@ from dfkt.storage import Storage
 from dfkt.study import StudyResult, run_study
 from dfkt.trial import Workers
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.timeout(300),
-    # Ray leaves sockets and files of its connections to the garbage collector, and warns of its own deprecations.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-CPUS = 2
-HOLD = f"""
-import ray, sys
-ray.init(num_cpus={CPUS}, num_gpus=0, include_dashboard=True, object_store_memory={200 * 2**20}, log_to_driver=False)
-print("address", ray.get_runtime_context().gcs_address, flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A place for this file's studies, and the environment of its cluster: every process must have the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}.items():
-            patch.setenv(name, value)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        yield tmp_path_factory.mktemp("studies")
-
-
-@pytest.fixture(scope="module")
-def address(home: Path) -> Iterator[str]:
-    """The address of a cluster that lasts as long as this file's tests."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert holder.stdin is not None
-    assert holder.stdout is not None
-    with holder, holder.stdin, holder.stdout:
-        lines = (line.split() for line in holder.stdout)
-        found = next((words[1] for words in lines if words[:1] == ["address"]), None)
-        assert found, "Ray did not start"  # on a busy machine its parts time out
-        yield found
-        holder.stdin.close()
-        holder.wait(60)
+pytestmark = RAY_MARKS
 
 
 def tiny(home: Path, name: str, **changes: Any) -> StudyConfig:
@@ -232,19 +184,6 @@ def start_and_wait_for_a_trial(arguments: list[str]) -> subprocess.Popen[str]:
             return process
     assert process.stderr is not None
     raise AssertionError(process.stderr.read())
-
-
-def processes_of(session: int) -> list[int]:
-    """Return the processes that belong to a session, its leader left out."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z" and int(stat.parent.name) != session:
-            found.append(int(stat.parent.name))
-    return found
 
 
 @pytest.mark.timeout(480)
