@@ -6,7 +6,7 @@ Networks    teacher resnet26 (164 epochs), student resnet8
 Budget      60 trials of 108 epochs, ASHA stopping the weak ones; then 5 seeds each of scratch, KD, FSP and the best DFKT
 Command     python studies/cifar10_sweep.py              on a cluster: see cluster.yaml
 Smaller     --smoke (minutes on two cores); --trials, --epochs, --limit-train; --data FOLDER for images of your own
-Result      docs/results.md has a small run on JPEG-compressed images of CIFAR-10 (--data FOLDER)
+Result      docs/results.md compares it with eight other methods on a tenth of CIFAR-10's images, stored as JPEG
 """
 
 import sys

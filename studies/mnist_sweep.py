@@ -6,7 +6,7 @@ Networks    teacher resnet14 at half width (20 epochs), student resnet8 at a qua
 Budget      40 trials of 15 epochs, ASHA stopping the weak ones; then 5 seeds each of scratch, KD, FSP and the best DFKT
 Command     python studies/mnist_sweep.py              on a cluster: see cluster.yaml
 Smaller     --smoke (minutes on two cores); --trials, --epochs, --limit-train; --data FOLDER for images of your own
-Result      docs/results.md has a small run of it
+Result      docs/results.md compares it with eight other methods on a fifteenth of the images
 """
 
 import sys
