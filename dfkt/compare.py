@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from dfkt.arms import ArmDriver, ArmRecorder, Arms, Opener, RunningArm, Skipped
 from dfkt.cluster import cluster, fit_workers
-from dfkt.config import RunConfig, StudyConfig, _rule, config_key, to_dict
+from dfkt.comparison import FORMAT, INDEX_FILE, read_json
+from dfkt.config import RunConfig, StudyConfig, _rule, config_key
 from dfkt.data import ImageSet, load_data
-from dfkt.errors import StudyError
 from dfkt.finals import measure_teacher, winner_of
 from dfkt.methods import build_schedule
 from dfkt.results import StudyStore
@@ -30,7 +30,6 @@ from dfkt.trial import Driver, Workers
 from dfkt.worker import build_student
 
 Log = Callable[[str], None]
-INDEX_FILE = "comparison.json"
 
 
 def _flow(**changes: Any) -> Callable[[RunConfig], RunConfig]:
@@ -153,12 +152,12 @@ def run_comparison(
     folder = Storage(results).sub(config.name)
     folder.check_writable()
     with folder.lock():
-        images = _check(config, folder)
+        images, spaces = _check(config, folder)
         index = _read_index(folder)
         with cluster(address):
             workers = fit_workers(workers or Workers())
             _write_index(config, folder, index)
-            opener = _Opener(config, folder, images, log)
+            opener = _Opener(config, folder, images, spaces, log)
             arms = Arms([opener.open(setting, arm) for setting in config.settings for arm in setting.arms])
             tune_trials(
                 ArmDriver(tuple(opener.drivers(workers))),
@@ -176,8 +175,15 @@ def run_comparison(
 class _Opener:
     """Opens the arms' studies: at once, or for a part of the method as soon as its search is over."""
 
-    def __init__(self, config: ComparisonConfig, folder: Storage, images: Mapping[str, ImageSet], log: Log) -> None:
-        self.config, self.folder, self.images, self.log = config, folder, images, log
+    def __init__(
+        self,
+        config: ComparisonConfig,
+        folder: Storage,
+        images: Mapping[str, ImageSet],
+        spaces: Mapping[tuple[str, str], SearchSpace],
+        log: Log,
+    ) -> None:
+        self.config, self.folder, self.images, self.spaces, self.log = config, folder, images, spaces, log
         self.ours: dict[str, RunningArm] = {}
         self.skipped: dict[tuple[str, str], bool] = {}
 
@@ -219,9 +225,8 @@ class _Opener:
         return Skipped()
 
     def _open(self, setting: Setting, arm: Arm, study: StudyConfig) -> RunningArm:
-        data = self.images[setting.name]
-        space = check_networks(study, data)
-        store = open_store(study, self.folder.sub(setting.name, arm.name), data, space)
+        space = self.spaces[setting.name, arm.name]
+        store = open_store(study, self.folder.sub(setting.name, arm.name), self.images[setting.name], space)
         keep_teacher(study, store, self.log if arm is setting.arms[0] else lambda line: None)
         measure_teacher(study.base, store)  # now, not while others' trials are timed
         return self._running(setting, arm, study, store, space)
@@ -260,9 +265,9 @@ def _study(config: ComparisonConfig, arm: Arm) -> StudyConfig:
     )
 
 
-def _check(config: ComparisonConfig, folder: Storage) -> dict[str, ImageSet]:
-    """Refuse what cannot be done before any arm starts; return the settings' images."""
-    images, loaded = {}, {}
+def _check(config: ComparisonConfig, folder: Storage) -> tuple[dict[str, ImageSet], dict[tuple[str, str], SearchSpace]]:
+    """Refuse what cannot be done before any arm starts; return the settings' images and the arms' search spaces."""
+    images, spaces, loaded = {}, {}, {}
     for setting in config.settings:
         key = config_key(setting.arms[0].run.data)
         if key not in loaded:
@@ -271,22 +276,15 @@ def _check(config: ComparisonConfig, folder: Storage) -> dict[str, ImageSet]:
         for arm in setting.arms:
             study = _study(config, arm)
             changed = PARTS[arm.part](arm.run) if arm.part else arm.run
-            check_networks(replace(study, base=changed), data)
+            spaces[setting.name, arm.name] = check_networks(replace(study, base=changed), data)
             if arm.part is None:
                 check_store(study, folder.sub(setting.name, arm.name), data)
-    return images
+    return images, spaces
 
 
 def _read_index(folder: Storage) -> dict[str, Any]:
     """Return the index of earlier runs; an empty one before the first."""
-    data = folder.read(INDEX_FILE)
-    try:
-        index: dict[str, Any] = {"format": 1, "settings": {}, "commands": []} if data is None else json.loads(data)
-        if index["format"] != 1:
-            raise StudyError(f"{INDEX_FILE} must have format 1, but {folder.path} has {index['format']!r}.")
-    except (ValueError, KeyError, TypeError) as error:
-        raise StudyError(f"{INDEX_FILE} in {folder.path} is damaged: {error!r}.") from error
-    return index
+    return read_json(folder, INDEX_FILE) if folder.exists(INDEX_FILE) else {"format": FORMAT, "settings": {}}
 
 
 def _write_index(config: ComparisonConfig, folder: Storage, index: dict[str, Any]) -> None:
@@ -295,7 +293,6 @@ def _write_index(config: ComparisonConfig, folder: Storage, index: dict[str, Any
     for setting in config.settings:
         known = settings.setdefault(setting.name, {"arms": []})
         known["arms"] += [arm.name for arm in setting.arms if arm.name not in known["arms"]]
-        known["base"] = to_dict(setting.arms[0].run)
     index = index | {"commands": [*index.get("commands", []), sys.argv]}
     folder.write(INDEX_FILE, json.dumps(index, indent=1).encode())
 

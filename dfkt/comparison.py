@@ -30,6 +30,7 @@ from dfkt.storage import Storage
 from dfkt.tables import NOTE, about_setting, accuracy_cells, describe_setting, setting_notes, speed_cells, text_table
 
 Place = str | os.PathLike[str] | Storage
+INDEX_FILE = "comparison.json"
 FORMAT = 1
 SCRATCH, OURS = "scratch", "dfkt"
 TOLERANCE = 1e-9
@@ -75,7 +76,7 @@ LEAST_GAP = 0.01
 def is_comparison(folder: Place) -> bool:
     """Return whether a folder holds a comparison, run or saved."""
     storage = _storage(folder)
-    return storage.exists("comparison.json") or storage.exists("about.json")
+    return storage.exists(INDEX_FILE) or storage.exists("about.json")
 
 
 def read_comparison(folder: Place) -> Comparison:
@@ -85,11 +86,11 @@ def read_comparison(folder: Place) -> Comparison:
         StudyError: If the folder holds neither, or a file is damaged.
     """
     storage = _storage(folder)
-    if not storage.exists("comparison.json") and storage.exists("about.json"):
+    if not storage.exists(INDEX_FILE) and storage.exists("about.json"):
         return load_comparison(storage)
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in _TABLES}
     about: dict[str, Any] = {"format": FORMAT, "settings": {}}
-    for setting, listed in _read_json(storage, "comparison.json")["settings"].items():
+    for setting, listed in read_json(storage, INDEX_FILE)["settings"].items():
         folders = {arm: storage.sub(setting, arm) for arm in listed["arms"]}
         studies = {arm: read_study(place) for arm, place in folders.items() if place.exists("study.json")}
         studies = _present(studies)
@@ -121,7 +122,7 @@ def load_comparison(folder: Place) -> Comparison:
         StudyError: If a file is missing or damaged.
     """
     storage = _storage(folder)
-    about, tables = _read_json(storage, "about.json"), {}
+    about, tables = read_json(storage, "about.json"), {}
     for name in _TABLES:
         data = storage.read(f"{name}.parquet")
         if data is None:
@@ -267,7 +268,12 @@ def _storage(folder: Place) -> Storage:
     return folder if isinstance(folder, Storage) else Storage(folder)
 
 
-def _read_json(storage: Storage, name: str) -> dict[str, Any]:
+def read_json(storage: Storage, name: str) -> dict[str, Any]:
+    """Read ``comparison.json`` or ``about.json``.
+
+    Raises:
+        StudyError: If there is none, or it is damaged or of another format.
+    """
     data = storage.read(name)
     if data is None:
         raise StudyError(f"A comparison's folder must have a {name}, but {storage.path} has none.")

@@ -14,8 +14,7 @@ from typing import Any
 import pandas as pd
 
 from dfkt.config import flatten
-from dfkt.report import align as align
-from dfkt.report import percent as percent
+from dfkt.report import align, percent
 from dfkt.results import Study
 
 NOTE = """\

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -138,49 +141,56 @@ class SoftTerm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HintTerm:
-    """Hints (:func:`dfkt.losses.hint_loss`), summed over taps; the 1x1 convolution is FitNets' regressor."""
+class _MapTerm(ABC):
+    """A loss between the two networks' maps at one tap, summed over taps; labels and logits are not read."""
 
     taps: tuple[int, ...]
-    norm: HintNorm
     weight: Weight = 1.0
+    adapted = False
+    student_logits = teacher_logits = False
+
+    @abstractmethod
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss at one tap."""
+
+    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
+        """Return the sum over taps."""
+        return reduce(add, (self.loss(student.taps[tap], teacher.taps[tap]) for tap in self.taps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HintTerm(_MapTerm):
+    """Hints (:func:`dfkt.losses.hint_loss`); the 1x1 convolution is FitNets' regressor."""
+
+    norm: HintNorm
     name = "hint"
     adapted = True
-    student_logits = teacher_logits = False
 
-    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
-        """Return the hint loss; labels are not read."""
-        return _sum(hint_loss(student.taps[tap], teacher.taps[tap], self.norm) for tap in self.taps)
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the hint loss."""
+        return hint_loss(student, teacher, self.norm)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionTerm:
-    """Attention transfer (:func:`dfkt.losses.attention_loss`), summed over taps; channels need not agree."""
+class AttentionTerm(_MapTerm):
+    """Attention transfer; channels need not agree."""
 
-    taps: tuple[int, ...]
-    weight: Weight = 1.0
     name = "attention"
-    adapted = False
-    student_logits = teacher_logits = False
 
-    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
-        """Return the attention loss; labels are not read."""
-        return _sum(attention_loss(student.taps[tap], teacher.taps[tap]) for tap in self.taps)
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return :func:`dfkt.losses.attention_loss`."""
+        return attention_loss(student, teacher)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimilarityTerm:
-    """Similarity between a batch's images (:func:`dfkt.losses.similarity_loss`), summed over taps."""
+class SimilarityTerm(_MapTerm):
+    """Similarity between a batch's images; channels need not agree."""
 
-    taps: tuple[int, ...]
-    weight: Weight = 1.0
     name = "similarity"
-    adapted = False
-    student_logits = teacher_logits = False
 
-    def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
-        """Return the similarity loss; labels are not read."""
-        return _sum(similarity_loss(student.taps[tap], teacher.taps[tap]) for tap in self.taps)
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return :func:`dfkt.losses.similarity_loss`."""
+        return similarity_loss(student, teacher)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,13 +212,6 @@ class DecoupledTerm:
         assert teacher.logits is not None
         weights = (self.target_weight, self.other_weight)
         return decoupled_loss(student.logits, teacher.logits, labels, self.temperature, *weights)
-
-
-def _sum(values: Iterable[Tensor]) -> Tensor:
-    first, *rest = values
-    for value in rest:
-        first = first + value
-    return first
 
 
 def describe_term(term: Term) -> str:

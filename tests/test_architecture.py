@@ -1,12 +1,12 @@
 """The rooms: imports point one way, ray and pyarrow enter where they may, scripts are thin."""
 
 import ast
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import load_script
 
 import dfkt
 from dfkt.config import StudyConfig
@@ -94,11 +94,7 @@ def test_nothing_in_the_package_names_a_study():
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda p: p.stem)
 def test_every_study_imports_and_says_what_it_is(study):
-    spec = importlib.util.spec_from_file_location(study.stem, study)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(study)
 
     if study.stem != "compare":  # its settings come from its switches
         assert isinstance(module.STUDY, StudyConfig)

@@ -5,7 +5,6 @@ cluster, through ``studies/compare.py``.
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -16,12 +15,11 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import CPUS, RAY_MARKS
+from conftest import CPUS, RAY_MARKS, load_script
 from test_arms import TEACHER, Toy
 
 from dfkt.__main__ import main as dfkt_main
@@ -57,16 +55,7 @@ SAME_SIZE = "digits-resnet8-same-size"
 TABLES = ("trials", "epochs", "finals", "final_epochs")
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_script(SCRIPT)
 
 
 def arguments(*argv: str) -> Namespace:

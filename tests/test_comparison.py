@@ -1,6 +1,5 @@
 """Arms side by side: what their figures are, how they are stored, and the page that shows them."""
 
-import importlib.util
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import load_script
 
 from dfkt.comparison import (
     Comparison,
@@ -406,12 +406,7 @@ def test_markdown_leaves_null_empty_and_escapes_bars():
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_results", ROOT / "docs" / "build_results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs" / "build_results.py")
 
 
 NAMES = ("about first/blobs", "accuracy first/blobs", "speed first/blobs", "columns")

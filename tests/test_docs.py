@@ -1,11 +1,11 @@
 """What the documents claim is what the package prints, has and does."""
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import load_script
 
 ROOT = Path(__file__).parents[1]
 EVIDENCE = sorted(path.parent for path in (ROOT / "docs" / "evidence").glob("*/about.json"))
@@ -14,12 +14,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 @pytest.fixture(scope="module")
 def build_results() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_results", ROOT / "docs" / "build_results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs" / "build_results.py")
 
 
 def test_the_results_page_holds_what_the_evidence_says(build_results: ModuleType) -> None:
