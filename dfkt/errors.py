@@ -12,7 +12,7 @@
     │   ├── CheckpointError     a checkpoint cannot be read or does not fit
     │   └── StudyError          a study folder is not usable, or belongs to another configuration
     └── RunError                training began and could not go on (exit code 1)
-        ├── FlowShapeError      two feature maps cannot form an FSP matrix
+        ├── FlowShapeError      two feature maps cannot be compared
         └── NonFiniteLossError  a loss became nan or inf
 
 Messages give the rule, the value found and, where there is one, the remedy.
@@ -60,7 +60,7 @@ class RunError(DfktError):
 
 
 class FlowShapeError(RunError):
-    """Two feature maps cannot form an FSP matrix."""
+    """Two feature maps cannot be compared: images, channels or grids do not fit."""
 
 
 class NonFiniteLossError(RunError):
