@@ -75,6 +75,7 @@ class Recorder(tune.Callback):
 
     def _finish(self, params: dict[str, Any], state: str, error: str | None) -> None:
         number = params["number"]
+        sampled = {name: value for name, value in params.items() if name != "number"}
         records = list(self.records.pop(number, {}).values())
         row = self.rows.pop(number) | summarise(records, self.payloads.pop(number, {}))
         row |= {"state": state, "error": error, "ended": now()}
@@ -84,7 +85,7 @@ class Recorder(tune.Callback):
             self.store.storage.write("optuna.journal", self.journal.read_bytes())
         self.done += 1
         self.line.clear()
-        self.log(f"[{self.done}/{self.config.trials}] {_trial_line(row, params)}")
+        self.log(f"[{self.done}/{self.config.trials}] {_trial_line(row, sampled)}")
 
 
 class ProgressLine:

@@ -206,3 +206,16 @@ def test_a_measured_nan_is_never_the_best() -> None:
 def test_the_last_line_of_an_error_is_what_happened() -> None:
     assert last_line("a\n b \n\n") == "b"
     assert last_line("") == "the trial's process ended without a message"
+
+
+def test_the_line_of_another_method_names_its_settings_and_not_the_number_twice(tmp_path: Path) -> None:
+    space = SearchSpace(4, method="kd")
+    config = StudyConfig(name="toy", base=RunConfig(method="kd"), baselines=())
+    lines: list[str] = []
+    recorder = Recorder(StudyStore.create(Storage(tmp_path / "kd"), space.types(), {}), config, Path("u"), lines.append)
+    trial = SimpleNamespace(config=space.start() | {"number": 0})
+    recorder.on_trial_start(0, [], trial)
+    recorder.on_trial_result(0, [], trial, payload([record(0, 0.5)], complete=True))
+    recorder.on_trial_complete(0, [], trial)
+
+    assert lines == ["[1/40] trial   0: val 50.00 %, 2 s  task_lr 0.1, kd_weight 0.9, temperature 4"]

@@ -198,3 +198,7 @@ def test_every_searched_setting_of_a_method_changes_its_schedule(method):
     for name in space.start():
         other = resolve(space.start() | {name: RANGES[name][0]}, base)
         assert build_schedule(other, 4, (0, 1, 2, 3)) != start, name
+
+
+def test_a_sample_of_another_method_is_described_by_its_settings():
+    assert describe_params(SearchSpace(4, method="kd").start()) == "task_lr 0.1, kd_weight 0.9, temperature 4"
