@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from dfkt.config import FlowConfig, NetworkConfig, OptimizerConfig, RunConfig, TrainConfig
-from dfkt.data import ImageSet, Split
-from dfkt.methods import Stage, build_schedule
-from dfkt.models import ResNet, build_network, network_taps
-from dfkt.taps import group_ends
-from dfkt.terms import Term
-from dfkt.train import FrozenTeacher, TappedNetwork, Training
+from dfkt.data.load import ImageSet, Split
+from dfkt.methods.builders import Stage, build_schedule
+from dfkt.networks.build import ResNet, build_network, network_taps
+from dfkt.networks.taps import group_ends
+from dfkt.methods.terms import Term
+from dfkt.training.loop import FrozenTeacher, TappedNetwork, Training
 
 BATCH, SIZE, CLASSES, PADDING = 128, 32, 10, 4
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)

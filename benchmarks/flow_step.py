@@ -56,10 +56,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
-from dfkt.data import ImageSet
-from dfkt.methods import Stage
-from dfkt.terms import Features
-from dfkt.train import Training
+from dfkt.data.load import ImageSet
+from dfkt.methods.builders import Stage
+from dfkt.methods.terms import Features
+from dfkt.training.loop import Training
 
 SETTLE_STEPS = 5
 """Untimed steps before those of a DataLoader are timed; more than it holds ready."""

@@ -20,14 +20,14 @@ from unittest import mock
 
 from ray import tune
 
-from dfkt import study
-from dfkt.cluster import cluster, count_groups
+from dfkt.study import study
+from dfkt.study.cluster import cluster, count_groups
 from dfkt.config import DataConfig, RunConfig, StudyConfig
-from dfkt.data import load_data
-from dfkt.results import StudyStore
-from dfkt.space import SearchSpace
-from dfkt.storage import Storage
-from dfkt.trial import Driver, Workers
+from dfkt.data.load import load_data
+from dfkt.store.study_store import StudyStore
+from dfkt.methods.space import SearchSpace
+from dfkt.store.files import Storage
+from dfkt.study.driver import Driver, Workers
 
 NUM_TAPS = 4
 

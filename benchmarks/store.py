@@ -13,8 +13,8 @@ import statistics
 import tempfile
 import time
 
-from dfkt.results import StudyStore, read_study
-from dfkt.storage import Storage
+from dfkt.store.study_store import StudyStore, read_study
+from dfkt.store.files import Storage
 
 EPOCHS = 100
 

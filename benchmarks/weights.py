@@ -17,11 +17,11 @@ import warnings
 import optuna
 
 from dfkt.config import DataConfig, NetworkConfig, RunConfig, TeacherConfig, TrainConfig
-from dfkt.search import silence_optuna
-from dfkt.space import SearchSpace, resolve
-from dfkt.storage import Storage
-from dfkt.teacher import find_teacher, publish_teacher
-from dfkt.worker import Job, Payload, images_for, pick_device, run_job, set_threads
+from dfkt.study.search import silence_optuna
+from dfkt.methods.space import SearchSpace, resolve
+from dfkt.store.files import Storage
+from dfkt.training.teacher import find_teacher, publish_teacher
+from dfkt.training.run import Job, Payload, images_for, pick_device, run_job, set_threads
 
 BASE = RunConfig(
     data=DataConfig(name="digits", val_fraction=0.4),

@@ -11,9 +11,9 @@ from dfkt.config import (
     TeacherConfig,
     TrainConfig,
 )
-from dfkt.flow import flow_loss, fsp_matrix
-from dfkt.patterns import flow_pairs
-from dfkt.results import Study, read_study
+from dfkt.methods.flow import flow_loss, fsp_matrix
+from dfkt.methods.patterns import flow_pairs
+from dfkt.store.study_store import Study, read_study
 
 __all__ = [
     "DataConfig",

@@ -124,7 +124,7 @@ class FlowConfig:
     """The flow stages: which pairs, in which order, how long, how weighted."""
 
     pattern: str = "dense-3"
-    """Overlap pattern by family and span, as :mod:`dfkt.patterns` names it."""
+    """Overlap pattern by family and span, as :mod:`dfkt.methods.patterns` names it."""
     span_weights: tuple[float, ...] = ()
     """Weight of every pair of span 1, 2, …; spans beyond the end weigh 1."""
     pair_weights: tuple[tuple[int, int, float], ...] = ()

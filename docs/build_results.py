@@ -5,7 +5,7 @@
 
 A block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, each on a line of its own; the rest of the page
 is never touched. NAME is ``about PLACE``, ``accuracy PLACE``, ``parts PLACE``, ``speed PLACE``, or ``columns``: what these
-tables' columns mean. PLACE is FOLDER/SETTING, of docs/evidence/FOLDER as ``dfkt.comparison.save_comparison`` leaves it. Arms
+tables' columns mean. PLACE is FOLDER/SETTING, of docs/evidence/FOLDER as ``dfkt.analysis.statistics.save_comparison`` leaves it. Arms
 named ``dfkt-…``, parts of the method, stand in a table of their own and in no plot.
 """
 
@@ -23,8 +23,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfkt import comparison as c
-from dfkt import tables as f
+from dfkt.analysis import statistics as c
+from dfkt.analysis import tables as f
 from dfkt.errors import InputError
 
 DOCS = Path(__file__).parent

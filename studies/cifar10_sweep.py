@@ -12,7 +12,7 @@ Result      docs/results.md compares it with eight other methods on a tenth of C
 import sys
 
 from dfkt import DataConfig, NetworkConfig, RunConfig, StudyConfig, TeacherConfig, TrainConfig
-from dfkt.__main__ import run_script
+from dfkt.cli.main import run_script
 
 STUDY = StudyConfig(
     name="cifar10_sweep",

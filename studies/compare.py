@@ -21,14 +21,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dfkt.__main__ import EXIT_FAILED, EXIT_INTERRUPTED, guarded, say
-from dfkt.compare import PARTS, Arm, ComparisonConfig, Setting, run_comparison
-from dfkt.comparison import comparison_report, read_comparison, save_comparison
+from dfkt.cli.main import EXIT_FAILED, EXIT_INTERRUPTED, guarded, say
+from dfkt.study.compare import PARTS, Arm, ComparisonConfig, Setting, run_comparison
+from dfkt.analysis.statistics import comparison_report, read_comparison, save_comparison
 from dfkt.config import METHODS, NetworkConfig, RunConfig, TeacherConfig, TrainConfig
 from dfkt.errors import ConfigError
-from dfkt.methods import baseline
-from dfkt.storage import Storage
-from dfkt.switches import add_data, add_networks, add_training, add_workers, read_workers, split_names, with_run
+from dfkt.methods.builders import baseline
+from dfkt.store.files import Storage
+from dfkt.cli.options import add_data, add_networks, add_training, add_workers, read_workers, split_names, with_run
 
 BASE = RunConfig(
     teacher=TeacherConfig(network=NetworkConfig(name="resnet26"), train=TrainConfig(epochs=164)),

@@ -10,7 +10,7 @@ Command     python studies/digits_sweep.py
 import sys
 
 from dfkt import DataConfig, NetworkConfig, RunConfig, StudyConfig, TeacherConfig, TrainConfig
-from dfkt.__main__ import run_script
+from dfkt.cli.main import run_script
 
 STUDY = StudyConfig(
     name="digits_sweep",

@@ -12,7 +12,7 @@ Result      not run here yet: the images are not at hand
 import sys
 
 from dfkt import DataConfig, NetworkConfig, RunConfig, StudyConfig, TeacherConfig, TrainConfig
-from dfkt.__main__ import run_script
+from dfkt.cli.main import run_script
 
 STUDY = StudyConfig(
     name="svhn_sweep",

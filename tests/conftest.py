@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dfkt.config import DataConfig, FlowConfig, NetworkConfig, RunConfig, TeacherConfig, TrainConfig
-from dfkt.data import ImageSet, Split
+from dfkt.data.load import ImageSet, Split
 
 torch.set_num_threads(1)
 RAY_MARKS = [
@@ -102,7 +102,7 @@ def run_config(tmp_path: Path) -> RunConfig:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A place for a file's studies, and the environment of its cluster: every process must have the same."""
-    from dfkt.cluster import ENVIRONMENT  # imports Ray, which most tests do without
+    from dfkt.study.cluster import ENVIRONMENT  # imports Ray, which most tests do without
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}.items():

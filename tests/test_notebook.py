@@ -14,9 +14,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from dfkt.config import RunConfig, StudyConfig, TrainConfig, to_dict
-from dfkt.results import StudyStore
-from dfkt.space import Params, SearchSpace
-from dfkt.storage import Storage
+from dfkt.store.study_store import StudyStore
+from dfkt.methods.space import Params, SearchSpace
+from dfkt.store.files import Storage
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "study.ipynb"

@@ -1,0 +1,65 @@
+"""Networks as the loop reads them: at taps, cut off behind the highest one; the teacher frozen, the student adapted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dfkt.networks.cut import cut, fold_batchnorm, parameters_below
+from dfkt.networks.taps import Tap, measure_taps
+
+
+class TappedNetwork:
+    """A network with its taps, and the parts of it that end at some of them, each cut once and kept."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int]) -> None:
+        self.network = network
+        self.taps: tuple[Tap, ...] = measure_taps(network, names, input_shape)
+        self._cuts: dict[tuple[tuple[int, ...], bool], nn.Module] = {}
+
+    def part(self, taps: tuple[int, ...], logits: bool) -> nn.Module:
+        """Return the part that computes some taps (keys ``"0"``, ``"1"``, …) and, where asked for, the logits."""
+        if (taps, logits) not in self._cuts:
+            names = {self.taps[tap].name: str(tap) for tap in taps}
+            part = cut(self.network, names, logits=logits) if taps else _WholeNetwork(self.network)
+            self._cuts[taps, logits] = part
+        return self._cuts[taps, logits]
+
+    def below(self, tap: int) -> frozenset[str]:
+        """Return the names of the parameters that a tap's activation depends on."""
+        return parameters_below(self.network, self.taps[tap].name)
+
+
+class FrozenTeacher(TappedNetwork):
+    """A teacher for inference: evaluation mode, batch norms folded into the convolutions, no gradient, ever."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int]) -> None:
+        folded = fold_batchnorm(network.eval(), names).requires_grad_(False).to(memory_format=torch.channels_last)
+        super().__init__(folded.eval(), names, input_shape)
+
+
+class _WholeNetwork(nn.Module):
+    """A network that is read at its logits only; needs no graph."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the logits under the key of cut networks."""
+        return {"logits": self.network(images)}
+
+
+class AdaptedNetwork(nn.Module):
+    """A part of the student with 1x1 convolutions behind the taps whose channels differ from the teacher's."""
+
+    def __init__(self, part: nn.Module, adapters: nn.ModuleDict) -> None:
+        super().__init__()
+        self.part, self.adapters = part, adapters
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return activations by tap, adapted, and logits."""
+        outputs = self.part(images)
+        return {key: self.adapters[key](out) if key in self.adapters else out for key, out in outputs.items()}

@@ -1,0 +1,100 @@
+"""The Ray cluster: connect to one or start one on this machine, quietly, and fit trials to what it has."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dfkt.errors import ConfigError
+from dfkt.study.driver import TRAIN_ENVIRONMENT, Workers
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # no boxes and tables of Tune's own
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trial store holds what those files would
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a flow stage reports no accuracy
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the study's folder is what a resumed run reads, not Tune's state
+} | TRAIN_ENVIRONMENT
+NETWORK_INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Handed on to the workers where they are set: host names may resolve to the wrong interface."""
+STARTED_HERE = Path("/tmp/ray/ray_current_cluster")
+"""``ray start`` and ``ray up`` leave the address of the cluster around this machine here."""
+OBJECT_STORE_BYTES = 200 * 2**20
+"""No images travel through Ray, so a small object store will do."""
+
+
+@contextlib.contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Connect to a Ray cluster, or start one on this machine; shut down what was started.
+
+    Inside another such context it does nothing.
+
+    Args:
+        address: As ``ray.init`` takes it; ``None`` takes ``RAY_ADDRESS``, the cluster that ``ray start`` made this machine
+            a part of, or starts one.
+
+    Raises:
+        ConfigError: If no cluster answers.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    forwarded = {name: os.environ[name] for name in (*ENVIRONMENT, *NETWORK_INTERFACE) if name in os.environ}
+    address = address or os.environ.get("RAY_ADDRESS") or ("auto" if STARTED_HERE.exists() else None)
+    options: dict[str, Any] = {}
+    if not address:  # the dashboard must be on: it frees the placement groups of stopped trials
+        options = {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": forwarded},
+            **options,
+        )
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(f"No Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def fit_workers(wanted: Workers) -> Workers:
+    """Return what one run spans, checked against the cluster; GPUs left open are one per worker where there are any.
+
+    Raises:
+        ConfigError: If the cluster has not that many CPUs or GPUs, or a GPU would be shared within one run.
+    """
+    has = ray.cluster_resources()
+    gpus = wanted.gpus if wanted.gpus is not None else float(has.get("GPU", 0) >= 1)
+    workers = replace(wanted, gpus=gpus)
+    if workers.count > 1 and gpus % 1:
+        raise ConfigError(f"`gpus_per_worker` must be whole for several workers per run, but got {gpus:g}.")
+    for name, each in workers.resources.items():
+        need, have = each * workers.count, has.get(name, 0)
+        if need > have:
+            raise ConfigError(
+                f"A run of {workers.count} workers takes {need:g} {name}, but the cluster has {have:g}. "
+                "Ask for fewer workers, or for less per worker."
+            )
+    return workers
+
+
+def count_groups(workers: Workers) -> int:
+    """Return how many groups of such workers the cluster holds at once."""
+    has = ray.cluster_resources()
+    return min(int(has.get(name, 0) // (each * workers.count)) for name, each in workers.resources.items())

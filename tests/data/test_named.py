@@ -1,0 +1,140 @@
+"""Sets known by name, from small files in their own formats."""
+
+import gzip
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.io import savemat
+from torchvision import datasets
+from torchvision.datasets import cifar, mnist, svhn
+
+from dfkt.config import DataConfig
+from dfkt.data.load import load_data
+from dfkt.errors import DataError
+from dfkt.data.named import read_known
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files pass torchvision's checksums, and nothing is downloaded."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise URLError("no network")
+
+    for module, name in ((cifar, "download_and_extract_archive"), (mnist, "download_and_extract_archive")):
+        monkeypatch.setattr(module, name, fail)
+    monkeypatch.setattr(svhn, "download_url", fail)
+    for module in (cifar, mnist, svhn):
+        monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).is_file())
+
+
+def pixels(count: int, *shape: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def write_cifar(folder: Path, files: list[str], meta: tuple[str, str], key: str, classes: int) -> None:
+    folder.mkdir(parents=True)
+    entry = {"data": pixels(2 * classes, 3072), key: list(range(classes)) * 2}
+    content = pickle.dumps(entry, protocol=2)
+    old = content.replace(b"\x89\x88\x87", b"K\x00K\x01\x87")  # dtype flags as 0 and 1, as in the real files
+    assert old != content
+    for file in files:
+        (folder / file).write_bytes(old)
+    (folder / meta[0]).write_bytes(pickle.dumps({meta[1]: [f"class {i}" for i in range(classes)]}, protocol=2))
+
+
+def write_mnist(raw: Path, *, packed: bool) -> None:
+    raw.mkdir(parents=True)
+    for part, count in (("train", 40), ("t10k", 20)):
+        images, labels = pixels(count, 28, 28), (np.arange(count) % 10).astype(np.uint8)
+        sizes = np.array([count, 28, 28], dtype=">i4").tobytes()
+        files = {"images-idx3": b"\0\0\x08\x03" + sizes + images.tobytes()}
+        files["labels-idx1"] = b"\0\0\x08\x01" + sizes[:4] + labels.tobytes()
+        for name, content in files.items():
+            path = raw / f"{part}-{name}-ubyte{'.gz' if packed else ''}"
+            path.write_bytes(gzip.compress(content) if packed else content)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_cifar_is_read_with_channels_last(tmp_path: Path, name: str, classes: int) -> None:
+    if name == "cifar10":
+        files = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+        write_cifar(tmp_path / "cifar-10-batches-py", files, ("batches.meta", "label_names"), "labels", classes)
+    else:
+        names = ("meta", "fine_label_names")
+        write_cifar(tmp_path / "cifar-100-python", ["train", "test"], names, "fine_labels", classes)
+    source = read_known(name, tmp_path, test=True)
+    expected = pixels(2 * classes, 3072).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    assert np.array_equal(source.arrays["test"][0], expected)
+    assert source.arrays["train"][1][:classes].tolist() == list(range(classes))
+    data = load_data(DataConfig(name=name, root=str(tmp_path)))
+    assert (data.num_classes, data.channels, data.image_size, data.padding, data.flip) == (
+        classes,
+        3,
+        (32, 32),
+        4,
+        True,
+    )
+    assert data.classes[1] == "class 1"
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_mnist_is_read_also_where_it_is_still_packed(tmp_path: Path, packed: bool) -> None:
+    write_mnist(tmp_path / "MNIST" / "raw", packed=packed)
+    data = load_data(DataConfig(name="mnist", root=str(tmp_path)), test=True)
+    assert data.test is not None
+    assert (len(data.train), len(data.val), len(data.test)) == (30, 10, 20)
+    assert (data.title, data.channels, data.image_size, data.padding, data.flip) == ("MNIST", 1, (28, 28), 2, False)
+    assert np.array_equal(data.test.images[..., 0], pixels(20, 28, 28))
+
+
+def test_several_may_unpack_mnist_at_once(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "MNIST" / "raw", packed=True)
+    with ThreadPoolExecutor(4) as pool:
+        sources = list(pool.map(lambda _: read_known("mnist", tmp_path), range(4)))
+    assert all(np.array_equal(s.arrays["train"][0], sources[0].arrays["train"][0]) for s in sources)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_svhn_is_read_with_its_tens_as_zeros(tmp_path: Path) -> None:
+    images, labels = pixels(40, 32, 32, 3), np.arange(40) % 10 + 1
+    savemat(tmp_path / "train_32x32.mat", {"X": images.transpose(1, 2, 3, 0), "y": labels[:, None].astype(np.uint8)})
+    source = read_known("svhn", tmp_path)
+    assert np.array_equal(source.arrays["train"][0], images)
+    assert source.arrays["train"][1][:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    data = load_data(DataConfig(name="svhn", root=str(tmp_path), image_size=16))
+    assert (data.title, data.image_size, data.padding, data.flip) == ("SVHN", (16, 16), 4, False)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "svhn"])
+def test_what_cannot_be_downloaded_says_what_to_do(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"nor downloaded \(.*--data FOLDER, or --data digits") as caught:
+        read_known(name, tmp_path / "root")
+    assert "\n" not in str(caught.value)
+
+
+def test_of_several_at_once_one_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads = []
+
+    def download(self: Any) -> None:
+        if not self._check_exists():
+            downloads.append(1)
+            write_mnist(tmp_path / "MNIST" / "raw", packed=False)
+
+    monkeypatch.setattr(datasets.MNIST, "download", download)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: read_known("mnist", tmp_path), range(3)))
+    assert downloads == [1]
+
+
+def test_damaged_files_are_reported_in_one_line(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "MNIST" / "raw", packed=False)
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + b"\0\0\0\x05" * 3)
+    with pytest.raises(DataError, match="MNIST could be neither read"):
+        read_known("mnist", tmp_path)

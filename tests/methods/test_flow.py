@@ -1,0 +1,197 @@
+"""FSP matrices and the flow loss."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dfkt.errors import FlowShapeError
+from dfkt.methods.flow import flow_loss, fsp_matrix
+from dfkt.methods.patterns import flow_pairs
+
+SHAPES = [(3, 8), (4, 8), (5, 4), (6, 2)]
+NORMS = ("sum", "mean", "relative", "unit")
+
+
+def random_taps(seed: int, shapes=SHAPES, images: int = 5, dtype=torch.float64) -> dict[int, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        tap: torch.rand(images, channels, grid, grid, generator=generator, dtype=dtype)
+        for tap, (channels, grid) in enumerate(shapes)
+    }
+
+
+def naive_fsp(lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+    """Yim et al., Eq. 1, entry by entry; ``lower`` and ``upper`` of one image on one grid."""
+    matrix = torch.zeros(lower.shape[0], upper.shape[0], dtype=lower.dtype)
+    for i, j in itertools.product(range(lower.shape[0]), range(upper.shape[0])):
+        for s, t in itertools.product(range(lower.shape[1]), range(lower.shape[2])):
+            matrix[i, j] += lower[i, s, t] * upper[j, s, t]
+    return matrix / (lower.shape[1] * lower.shape[2])
+
+
+def naive_loss(teacher, student, pairs, weights, norm) -> float:
+    """Yim et al., Eq. 2, image by image."""
+    total, images = 0.0, len(teacher[0])
+    for (i, j), weight in zip(pairs, weights, strict=True):
+        for b in range(images):
+            t, s = (
+                naive_fsp(F.adaptive_max_pool2d(taps[i][b], taps[j].shape[2:]), taps[j][b])
+                for taps in (teacher, student)
+            )
+            if norm == "unit":
+                t, s = t / t.square().sum().sqrt(), s / s.square().sum().sqrt()
+            distance = float((t - s).square().sum())
+            scale = {"sum": 1.0, "mean": t.numel(), "relative": float(t.square().sum()), "unit": 1.0}[norm]
+            total += weight * distance / scale / images
+    return total
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("pattern", ["adjacent", "sliding-2", "from-bottom", "to-top", "dense-2", "dense"])
+def test_flow_loss_agrees_with_a_naive_loop_in_float64(norm, pattern):
+    teacher, student, pairs = random_taps(0), random_taps(1), flow_pairs(pattern, 4)
+    weights = [0.5 + k for k in range(len(pairs))]
+
+    found = flow_loss(teacher, student, pairs, weights, norm)
+
+    assert found.item() == pytest.approx(naive_loss(teacher, student, pairs, weights, norm), rel=1e-11)
+
+
+def test_fsp_matrix_agrees_with_a_naive_loop_on_one_grid():
+    lower, upper = random_taps(0)[0], random_taps(1)[1]
+
+    found = fsp_matrix(lower, upper)
+
+    torch.testing.assert_close(found[2], naive_fsp(lower[2], upper[2]))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_flow_loss_is_zero_for_identical_networks(norm):
+    taps = random_taps(0)
+    assert flow_loss(taps, taps, flow_pairs("dense", 4), [1.0] * 6, norm).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_no_gradient_reaches_the_teacher_and_all_of_the_student_gets_one():
+    teacher, student = random_taps(0), random_taps(1)
+    for tap in (*teacher.values(), *student.values()):
+        tap.requires_grad_()
+
+    flow_loss(teacher, student, flow_pairs("dense", 4), [1.0] * 6).backward()
+
+    assert all(tap.grad is None for tap in teacher.values())
+    assert all(tap.grad is not None and bool(tap.grad.abs().sum() > 0) for tap in student.values())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradient_agrees_with_finite_differences(norm):
+    shapes = [(2, 4), (2, 4), (3, 2)]
+    teacher, student = random_taps(0, shapes, 2), random_taps(1, shapes, 2)
+    student = {tap: value.requires_grad_() for tap, value in student.items()}
+    pairs = flow_pairs("dense", 3)
+
+    def loss(*values):
+        return flow_loss(teacher, dict(enumerate(values)), pairs, [1.0, 0.5, 2.0], norm)
+
+    assert torch.autograd.gradcheck(loss, tuple(student.values()))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_channels_last_and_contiguous_maps_give_the_same_loss(norm):
+    teacher, student, pairs = random_taps(0), random_taps(1), flow_pairs("dense", 4)
+    last = [
+        {t: v.contiguous(memory_format=torch.channels_last) for t, v in taps.items()} for taps in (teacher, student)
+    ]
+
+    first = flow_loss(teacher, student, pairs, [1.0] * 6, norm)
+
+    torch.testing.assert_close(flow_loss(*last, pairs, [1.0] * 6, norm), first)
+
+
+def test_a_relative_loss_does_not_change_when_both_networks_are_scaled():
+    teacher, student, pairs = random_taps(0), random_taps(1), flow_pairs("dense", 4)
+    louder = [{tap: 7 * value for tap, value in taps.items()} for taps in (teacher, student)]
+
+    assert flow_loss(*louder, pairs, [1.0] * 6).item() == pytest.approx(
+        flow_loss(teacher, student, pairs, [1.0] * 6).item()
+    )
+
+
+def test_a_unit_loss_does_not_change_when_one_network_is_scaled():
+    teacher, student, pairs = random_taps(0), random_taps(1), flow_pairs("dense", 4)
+    louder = {tap: 7 * value for tap, value in student.items()}
+
+    assert flow_loss(teacher, louder, pairs, [1.0] * 6, "unit").item() == pytest.approx(
+        flow_loss(teacher, student, pairs, [1.0] * 6, "unit").item()
+    )
+
+
+def test_a_unit_loss_of_a_silent_student_has_a_finite_gradient():
+    teacher, pairs = random_taps(0), flow_pairs("dense", 4)
+    silent = {tap: torch.zeros_like(value).requires_grad_() for tap, value in teacher.items()}
+
+    loss = flow_loss(teacher, silent, pairs, [1.0] * 6, "unit")
+    loss.backward()
+
+    assert loss.item() == pytest.approx(2 * 6)
+    assert all(torch.isfinite(value.grad).all() for value in silent.values())
+
+
+def test_teacher_and_student_may_live_on_different_grids():
+    teacher = {0: torch.ones(1, 2, 16, 16), 1: torch.ones(1, 2, 8, 8)}
+    student = {0: torch.ones(1, 2, 8, 8), 1: torch.ones(1, 2, 4, 4)}
+
+    assert flow_loss(teacher, student, [(0, 1)], [1.0]).item() == 0
+
+
+def test_bfloat16_maps_are_compared_in_float32():
+    taps = [random_taps(seed, dtype=torch.bfloat16) for seed in (0, 1)]
+
+    assert flow_loss(*taps, flow_pairs("dense", 4), [1.0] * 6).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "message"),
+    [
+        ((2, 3, 4, 4), (2, 3, 8, 8), "lower is 4x4 and upper 8x8"),
+        ((2, 3, 4, 4), (3, 3, 4, 4), "got 2 and 3"),
+    ],
+)
+def test_maps_that_cannot_meet_are_refused(lower, upper, message):
+    with pytest.raises(FlowShapeError, match=message):
+        fsp_matrix(torch.ones(lower), torch.ones(upper))
+
+
+def test_channels_that_differ_are_refused_with_the_tap_named():
+    teacher, student = random_taps(0), random_taps(1, [(3, 8), (9, 8), (5, 4), (6, 2)])
+    with pytest.raises(FlowShapeError, match="tap 1 has"):
+        flow_loss(teacher, student, [(0, 1)], [1.0])
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest tensor that any operation returned."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple) else (out,):
+            if isinstance(value, torch.Tensor):
+                self.numel = max(self.numel, value.numel())
+        return out
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 9], ids=["resnet8", "resnet26", "resnet56"])
+def test_no_intermediate_of_the_densest_loss_outgrows_the_largest_activation(blocks):
+    shapes = [(16, 32)] + [(16, 32)] * blocks + [(32, 16)] * blocks + [(64, 8)] * blocks
+    teacher, student = (random_taps(seed, shapes, 40, torch.float32) for seed in (0, 1))
+    pairs = flow_pairs("dense", len(shapes))
+    largest = LargestTensor()
+
+    with largest:
+        flow_loss(teacher, {t: v.requires_grad_() for t, v in student.items()}, pairs, [1.0] * len(pairs)).backward()
+
+    assert largest.numel <= teacher[0].numel()

@@ -1,0 +1,146 @@
+"""A folder behaves the same wherever it is, and a file is only ever replaced as a whole."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import fs
+
+from dfkt.store import files as module
+from dfkt.errors import StudyError
+from dfkt.store.files import Storage
+
+
+@pytest.fixture(params=["local", "file", "remote"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """The same folder as a path, as a file:// URI, and through the calls for remote folders."""
+    if request.param == "local":
+        return Storage(tmp_path / "study")
+    if request.param == "file":
+        return Storage((tmp_path / "study").as_uri())
+    bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(module, "_from_uri", lambda uri: (bucket, uri.removeprefix("s3://")))
+    return Storage("s3://study")
+
+
+def test_what_is_written_is_read_and_replaced_as_a_whole(folder: Storage) -> None:
+    folder.write("a", b"first, and longer")
+    folder.write("a", b"second")
+    assert folder.read("a") == b"second"
+    assert folder.exists("a")
+
+
+def test_what_is_absent_is_none_and_its_deletion_no_error(folder: Storage) -> None:
+    assert folder.read("a") is None
+    assert not folder.exists("a")
+    assert folder.names() == []
+    folder.delete("a")
+    folder.delete_all()
+
+
+def test_names_are_sorted_files_without_hidden_ones_and_folders(folder: Storage) -> None:
+    for name in ("b", "a", ".hidden"):
+        folder.write(name, b"")
+    folder.sub("below").write("c", b"")
+    assert folder.names() == ["a", "b"]
+    assert folder.sub("below").names() == ["c"]
+
+
+def test_deletion_takes_one_file_or_all(folder: Storage) -> None:
+    folder.write("a", b"")
+    folder.sub("x", "y").write("b", b"")
+    folder.delete("a")
+    assert folder.names() == []
+    assert folder.sub("x", "y").names() == ["b"]
+    folder.delete_all()
+    assert folder.sub("x", "y").names() == []
+
+
+def test_a_copy_in_another_process_is_the_same_folder(folder: Storage) -> None:
+    folder.write("a", b"data")
+    copy = pickle.loads(pickle.dumps(folder))
+    assert (copy.path, copy.is_local) == (folder.path, folder.is_local)
+    assert copy.read("a") == b"data"
+
+
+def test_a_writable_folder_passes_and_keeps_no_probe(folder: Storage, tmp_path: Path) -> None:
+    folder.check_writable()
+    assert list((tmp_path / "study").iterdir()) == []
+
+
+def test_a_local_path_is_absolute_and_knows_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert Storage("~/a").path == Storage("a").path == str(tmp_path / "a")
+    assert Storage((tmp_path / "with space").as_uri()).path == str(tmp_path / "with space")
+
+
+def test_a_uri_is_kept_with_its_options() -> None:
+    bucket = Storage("s3://bucket/folder/?region=x")
+    assert (bucket.path, bucket.is_local) == ("s3://bucket/folder/?region=x", False)
+    assert bucket.sub("a", "b").path == "s3://bucket/folder/a/b?region=x"
+
+
+def test_an_unknown_uri_is_refused_with_its_name() -> None:
+    with pytest.raises(StudyError, match="nowhere://x"):
+        Storage("nowhere://x").check_writable()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_path_and_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    below = Storage(tmp_path / "file" / "study")
+    with pytest.raises(StudyError, match=r"file/study is not: .*choose another folder"):
+        below.check_writable()
+    assert below.read("a") is None
+    assert below.names() == []
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_bytes_and_no_litter(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    folder = Storage(tmp_path)
+    folder.write("a", b"old")
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(OSError, match="disk full"):
+        folder.write("a", b"new")
+    assert folder.read("a") == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_the_lock_excludes_a_second_holder_until_it_is_freed(tmp_path: Path) -> None:
+    folder = Storage(tmp_path / "study")
+    with folder.lock():
+        with pytest.raises(StudyError, match=f"in use by process {os.getpid()} on "), folder.lock():
+            pass
+        assert folder.names() == []
+    with folder.lock():
+        pass
+
+
+def test_the_lock_is_freed_when_its_holder_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from dfkt.store.files import Storage\n"
+        "with Storage(sys.argv[1]).lock(): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StudyError, match=f"in use by process {holder.pid} on "), Storage(tmp_path).lock():
+            pass
+        holder.kill()
+    with Storage(tmp_path).lock():
+        pass
+
+
+def test_a_remote_folder_has_no_lock() -> None:
+    with Storage("s3://bucket/a").lock(), Storage("s3://bucket/a").lock():
+        pass
