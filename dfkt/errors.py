@@ -71,3 +71,12 @@ def one_line(error: Exception) -> str:
     """Return an exception's type and text on one line, for a message that quotes it."""
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def error_text(*errors: object) -> str:
+    """Return the last line of the first error that has a text: what happened, without the way there."""
+    for error in errors:
+        lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+        if lines:
+            return lines[-1]
+    return "its process ended without a message"

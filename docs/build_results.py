@@ -1,12 +1,12 @@
-"""Write the tables of docs/results.md, and its plots, from the comparisons in docs/evidence.
+"""Write the tables of docs/results.md, and its plots, from the figures in docs/evidence.
 
     python docs/build_results.py            rewrite the page's blocks and docs/figures/*.svg
     python docs/build_results.py --check    exit 1 if a block is not what the evidence gives; plots are not looked at
 
 A block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, each on a line of its own; the rest of the page
-is never touched. NAME is ``about PLACE``, ``accuracy PLACE``, ``parts PLACE``, ``speed PLACE``, or ``columns``: what these
-tables' columns mean. PLACE is FOLDER/SETTING, of docs/evidence/FOLDER as ``dfkt.analysis.statistics.save_comparison`` leaves it. Arms
-named ``dfkt-…``, parts of the method, stand in a table of their own and in no plot.
+is never touched. NAME is ``about PLACE``, ``accuracy PLACE``, ``ablations PLACE``, ``speed PLACE``, or ``columns``: what
+these tables' columns mean. PLACE is FOLDER/SETTING, of docs/evidence/FOLDER as ``dfkt.analysis.figures.save_figures`` leaves
+it. Ablations stand in a table of their own and in no plot.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfkt.analysis import statistics as c
-from dfkt.analysis import tables as f
+from dfkt.analysis import about as a
+from dfkt.analysis import figures as f
+from dfkt.analysis import statistics as s
+from dfkt.analysis import tables as t
 from dfkt.errors import InputError
 
 DOCS = Path(__file__).parent
-Evidence = dict[str, c.Comparison]
-"""The comparison that holds a setting, by FOLDER/SETTING."""
+Evidence = dict[str, f.Figures]
+"""The figures that hold a setting, by FOLDER/SETTING."""
 
 _MARKER = re.compile(r"<!-- (begin|end) (.*?) -->")
 _COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D1F")
@@ -39,11 +41,11 @@ _LEVEL = {"color": "#555555", "linestyle": (0, (6, 4)), "linewidth": 1}
 
 
 def load_evidence(folder: Path) -> Evidence:
-    """Read every saved comparison below a folder."""
+    """Read all saved figures below a folder."""
     evidence: Evidence = {}
     for path in sorted(folder.glob("*/about.json")):
-        comparison = c.load_comparison(path.parent)
-        evidence |= {f"{path.parent.name}/{setting}": comparison for setting in comparison.about["settings"]}
+        figures = f.load_figures(path.parent)
+        evidence |= {f"{path.parent.name}/{setting}": figures for setting in figures.about["settings"]}
     return evidence
 
 
@@ -51,8 +53,8 @@ def block(name: str, evidence: Evidence) -> str:
     """Return what stands between the markers of a name."""
     kind, _, place = name.partition(" ")
     if kind == "columns" and not place:
-        return f.NOTE
-    kinds = {"about": _about, "accuracy": _accuracy, "parts": _parts, "speed": _speed}
+        return t.column_notes(t.COLUMN_NOTES)
+    kinds = {"about": _about, "accuracy": _accuracy, "ablations": _ablations, "speed": _speed}
     if kind not in kinds or place not in evidence:
         known = f"columns, or one of {', '.join(kinds)} with one of {', '.join(evidence) or '(none found)'}"
         raise InputError(f"A marker must name {known}, but got {name!r}.")
@@ -74,20 +76,20 @@ def rebuild(page: str, evidence: Evidence) -> str:
     return "".join([*parts, page[place:]])
 
 
-def plot_curves(comparison: c.Comparison, setting: str) -> Figure:
+def plot_curves(figures: f.Figures, setting: str) -> Figure:
     """Plot ``val`` accuracy over steps: per arm the mean over seeds, in a band from the lowest to the highest."""
-    curves = c.complete_curves(comparison, setting)
-    arms = _methods(c.setting_about(comparison, setting)["arms"])
+    curves = f.complete_curves(figures, setting)
+    arms = a.main_arms(f.setting_about(figures, setting))
     figure, axes = _axes(f"{setting}: val accuracy", 7.5)
     for arm in arms:
         rows = curves[(curves.arm == arm) & curves.val_accuracy.notna()]
         if len(rows):
             seeds = 100 * rows.groupby("step").val_accuracy.agg(["mean", "min", "max"])
             steps, (colour, dash) = seeds.index.to_numpy(dtype=float), _look(arms, arm)
-            width = 2.2 if arm == c.OURS else 1.3
+            width = 2.2 if arm == a.OURS else 1.3
             axes.plot(steps, seeds["mean"].to_numpy(), color=colour, linestyle=dash, linewidth=width, label=arm)
             axes.fill_between(steps, seeds["min"].to_numpy(), seeds["max"].to_numpy(), color=colour, alpha=0.12, lw=0)
-    level = c.scratch_level(comparison, setting)
+    level = s.scratch_level(figures, setting)
     if not math.isnan(level):
         axes.axhline(100 * level, label="where scratch ends", **_LEVEL)
     axes.set(xlabel="steps, flow and hint stages counted in", ylabel="val accuracy, %")
@@ -95,13 +97,13 @@ def plot_curves(comparison: c.Comparison, setting: str) -> Figure:
     return figure
 
 
-def plot_accuracy(comparison: c.Comparison, setting: str) -> Figure:
+def plot_accuracy(figures: f.Figures, setting: str) -> Figure:
     """Plot ``test`` accuracy: a dot per seed, a bar at the mean, a dashed line at the teacher's."""
-    runs, about = c.complete_runs(comparison, setting), c.setting_about(comparison, setting)
-    shown = [arm for arm in _methods(about["arms"]) if (runs.arm == arm).any()]
+    runs, about = f.complete_runs(figures, setting), f.setting_about(figures, setting)
+    shown = [arm for arm in a.main_arms(about) if (runs.arm == arm).any()]
     figure, axes = _axes(f"{setting}: test accuracy", 6.5)
     for place, arm in enumerate(shown):
-        colour, _ = _look(_methods(about["arms"]), arm)
+        colour, _ = _look(a.main_arms(about), arm)
         values = 100 * runs[runs.arm == arm].sort_values("seed").test_accuracy.to_numpy()
         offsets = [place + 0.08 * (k - (len(values) - 1) / 2) for k in range(len(values))]
         axes.plot(values, offsets, "o", color=colour, markersize=4.5, alpha=0.8)
@@ -143,45 +145,37 @@ def main(arguments: Sequence[str] | None = None, docs: Path = DOCS) -> int:
         return int(new != old)
     page.write_text(new, encoding="utf-8")
     (docs / "figures").mkdir(exist_ok=True)
-    for place, comparison in evidence.items():
+    for place, figures in evidence.items():
         for name, plot in (("curves", plot_curves), ("accuracy", plot_accuracy)):
             path = docs / "figures" / f"{place.replace('/', '-')}-{name}.svg"
-            path.write_text(svg(plot(comparison, place.partition("/")[2])), encoding="utf-8")
+            path.write_text(svg(plot(figures, place.partition("/")[2])), encoding="utf-8")
     return 0
 
 
-def _about(comparison: c.Comparison, setting: str) -> str:
-    about = c.setting_about(comparison, setting)
-    lines = [f"{f.describe_setting(setting, about)}; {f.describe_origin(about)}."]
-    return "\n".join([*lines, "", "```", *f.commands(about), "```"])
+def _about(figures: f.Figures, setting: str) -> str:
+    about = f.setting_about(figures, setting)
+    lines = [f"{a.describe_setting(setting, about)}; {a.describe_origin(about)}."]
+    return "\n".join([*lines, "", "```", *a.commands(about), "```"])
 
 
-def _methods(arms: Sequence[str]) -> list[str]:
-    """Return the arms that are methods, not parts of ours."""
-    return [arm for arm in arms if not arm.startswith(f"{c.OURS}-")]
+def _accuracy(figures: f.Figures, setting: str) -> str:
+    runs, about = figures.runs[figures.runs.setting == setting], f.setting_about(figures, setting)
+    table = s.accuracy_table(figures, setting, a.main_arms(about))
+    return "\n\n".join([t.markdown_table(t.accuracy_cells(table)), *a.setting_notes(about, runs)])
 
 
-def _accuracy(comparison: c.Comparison, setting: str) -> str:
-    runs = comparison.runs[comparison.runs.setting == setting]
-    table = c.accuracy_table(comparison, setting)
-    chosen = table[table.arm.isin(_methods(list(table.arm)))]
-    notes = f.setting_notes(c.setting_about(comparison, setting), runs)
-    return "\n\n".join([f.markdown_table(f.accuracy_cells(chosen)), *notes])
+def _ablations(figures: f.Figures, setting: str) -> str:
+    groups = a.ablations_of(f.setting_about(figures, setting)).items()
+    tables = (s.accuracy_table(figures, setting, [parent, *changed], parent) for parent, changed in groups)
+    return "\n\n".join(t.markdown_table(t.accuracy_cells(table)) for table in tables)
 
 
-def _parts(comparison: c.Comparison, setting: str) -> str:
-    table = c.accuracy_table(comparison, setting)
-    methods = _methods(list(table.arm))
-    return f.markdown_table(f.accuracy_cells(table[(table.arm == c.OURS) | ~table.arm.isin(methods)]))
-
-
-def _speed(comparison: c.Comparison, setting: str) -> str:
-    level = c.scratch_level(comparison, setting)
-    if math.isnan(level):
+def _speed(figures: f.Figures, setting: str) -> str:
+    table = s.speed_table(figures, setting, a.main_arms(f.setting_about(figures, setting)))
+    if table.empty:
         return "Scratch has no complete run, so there is no level to reach."
-    table = c.speed_table(comparison, setting)
-    text = f.markdown_table(f.speed_cells(table[table.arm.isin(_methods(list(table.arm)))]))
-    return f"Until val accuracy reaches {100 * level:.2f} %, what scratch ends with:\n\n{text}"
+    level, cells = t.percent(s.scratch_level(figures, setting)), t.markdown_table(t.speed_cells(table))
+    return f"Until val accuracy reaches {level} %, what scratch ends with:\n\n{cells}"
 
 
 def _axes(title: str, width: float) -> tuple[Figure, Axes]:
@@ -199,9 +193,9 @@ def _legend(axes: Axes) -> None:
 
 
 def _look(arms: Sequence[str], arm: str) -> tuple[str, str]:
-    if arm == c.OURS:
+    if arm == a.OURS:
         return _OURS, "-"
-    turn, place = divmod([name for name in arms if name != c.OURS].index(arm), len(_COLOURS))
+    turn, place = divmod([name for name in arms if name != a.OURS].index(arm), len(_COLOURS))
     return _COLOURS[place], _DASHES[turn % len(_DASHES)]
 
 

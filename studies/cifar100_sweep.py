@@ -11,18 +11,16 @@ Result      not run here yet: the images are not at hand; docs/results.md has wh
 
 import sys
 
-from dfkt import DataConfig, NetworkConfig, RunConfig, StudyConfig, TeacherConfig, TrainConfig
-from dfkt.cli.main import run_script
+from dfkt import DataConfig, NetworkConfig, StudyConfig, TeacherConfig, TrainConfig, default_arms
+from dfkt.cli.study import run_script
 
 STUDY = StudyConfig(
     name="cifar100_sweep",
-    base=RunConfig(
-        data=DataConfig(name="cifar100"),
-        teacher=TeacherConfig(network=NetworkConfig(name="resnet32"), train=TrainConfig(epochs=164)),
-        student=NetworkConfig(name="resnet14"),
-        train=TrainConfig(epochs=108),
-    ),
-    trials=60,
+    data=DataConfig(name="cifar100"),
+    teacher=TeacherConfig(network=NetworkConfig(name="resnet32"), train=TrainConfig(epochs=164)),
+    student=NetworkConfig(name="resnet14"),
+    train=TrainConfig(epochs=108),
+    arms=default_arms(trials=60),
     seeds=5,
 )
 

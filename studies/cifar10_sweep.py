@@ -11,18 +11,16 @@ Result      docs/results.md compares it with eight other methods on a tenth of C
 
 import sys
 
-from dfkt import DataConfig, NetworkConfig, RunConfig, StudyConfig, TeacherConfig, TrainConfig
-from dfkt.cli.main import run_script
+from dfkt import DataConfig, NetworkConfig, StudyConfig, TeacherConfig, TrainConfig, default_arms
+from dfkt.cli.study import run_script
 
 STUDY = StudyConfig(
     name="cifar10_sweep",
-    base=RunConfig(
-        data=DataConfig(name="cifar10"),
-        teacher=TeacherConfig(network=NetworkConfig(name="resnet26"), train=TrainConfig(epochs=164)),
-        student=NetworkConfig(name="resnet8"),
-        train=TrainConfig(epochs=108),
-    ),
-    trials=60,
+    data=DataConfig(name="cifar10"),
+    teacher=TeacherConfig(network=NetworkConfig(name="resnet26"), train=TrainConfig(epochs=164)),
+    student=NetworkConfig(name="resnet8"),
+    train=TrainConfig(epochs=108),
+    arms=default_arms(trials=60),
     seeds=5,
 )
 

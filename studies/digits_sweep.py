@@ -9,20 +9,16 @@ Command     python studies/digits_sweep.py
 
 import sys
 
-from dfkt import DataConfig, NetworkConfig, RunConfig, StudyConfig, TeacherConfig, TrainConfig
-from dfkt.cli.main import run_script
+from dfkt import DataConfig, NetworkConfig, StudyConfig, TeacherConfig, TrainConfig, default_arms
+from dfkt.cli.study import run_script
 
 STUDY = StudyConfig(
     name="digits_sweep",
-    base=RunConfig(
-        data=DataConfig(name="digits"),
-        teacher=TeacherConfig(
-            network=NetworkConfig(name="resnet14"), train=TrainConfig(epochs=30, checkpoint_every=10)
-        ),
-        student=NetworkConfig(name="resnet8"),
-        train=TrainConfig(epochs=12, batch_size=64, checkpoint_every=4),
-    ),
-    trials=16,
+    data=DataConfig(name="digits"),
+    teacher=TeacherConfig(network=NetworkConfig(name="resnet14"), train=TrainConfig(epochs=30)),
+    student=NetworkConfig(name="resnet8"),
+    train=TrainConfig(epochs=12, batch_size=64),
+    arms=default_arms(trials=16),
     seeds=3,
 )
 

@@ -11,18 +11,16 @@ Result      docs/results.md compares it with eight other methods on a fifteenth 
 
 import sys
 
-from dfkt import DataConfig, NetworkConfig, RunConfig, StudyConfig, TeacherConfig, TrainConfig
-from dfkt.cli.main import run_script
+from dfkt import DataConfig, NetworkConfig, StudyConfig, TeacherConfig, TrainConfig, default_arms
+from dfkt.cli.study import run_script
 
 STUDY = StudyConfig(
     name="mnist_sweep",
-    base=RunConfig(
-        data=DataConfig(name="mnist"),
-        teacher=TeacherConfig(network=NetworkConfig(name="resnet14", width=0.5), train=TrainConfig(epochs=20)),
-        student=NetworkConfig(name="resnet8", width=0.25),
-        train=TrainConfig(epochs=15),
-    ),
-    trials=40,
+    data=DataConfig(name="mnist"),
+    teacher=TeacherConfig(network=NetworkConfig(name="resnet14", width=0.5), train=TrainConfig(epochs=20)),
+    student=NetworkConfig(name="resnet8", width=0.25),
+    train=TrainConfig(epochs=15),
+    arms=default_arms(trials=40),
     seeds=5,
 )
 

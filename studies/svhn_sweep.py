@@ -11,18 +11,16 @@ Result      not run here yet: the images are not at hand
 
 import sys
 
-from dfkt import DataConfig, NetworkConfig, RunConfig, StudyConfig, TeacherConfig, TrainConfig
-from dfkt.cli.main import run_script
+from dfkt import DataConfig, NetworkConfig, StudyConfig, TeacherConfig, TrainConfig, default_arms
+from dfkt.cli.study import run_script
 
 STUDY = StudyConfig(
     name="svhn_sweep",
-    base=RunConfig(
-        data=DataConfig(name="svhn"),
-        teacher=TeacherConfig(network=NetworkConfig(name="resnet26"), train=TrainConfig(epochs=60)),
-        student=NetworkConfig(name="resnet8"),
-        train=TrainConfig(epochs=40),
-    ),
-    trials=40,
+    data=DataConfig(name="svhn"),
+    teacher=TeacherConfig(network=NetworkConfig(name="resnet26"), train=TrainConfig(epochs=60)),
+    student=NetworkConfig(name="resnet8"),
+    train=TrainConfig(epochs=40),
+    arms=default_arms(trials=40),
     seeds=5,
 )
 

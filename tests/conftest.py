@@ -12,11 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
-from dfkt.config import DataConfig, FlowConfig, NetworkConfig, RunConfig, TeacherConfig, TrainConfig
-from dfkt.data.load import ImageSet, Split
+from dfkt.config import DataConfig, NetworkConfig, Placement, TeacherConfig, TrainConfig
+from dfkt.data.image_set import ImageSet, Split
+from dfkt.methods.dfkt import Dfkt
+from dfkt.training.config import RunConfig
 
 torch.set_num_threads(1)
 RAY_MARKS = [
@@ -56,47 +61,69 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def images() -> ImageSet:
-    """96 training images of 4 classes, 8x8, whose class shows in their brightness; 24 for val and for test."""
+    """96 training images of 4 classes, 8x8, whose class shows in their brightness; 24 for val."""
     return synthetic_images()
 
 
-def synthetic_images(size: int = 8, channels: int = 1, classes: int = 4) -> ImageSet:
-    generator = torch.Generator().manual_seed(0)
-
-    def split(count: int) -> Split:
-        labels = torch.arange(count) % classes
-        noise = torch.randint(0, 60, (count, size, size, channels), generator=generator)
-        return Split((noise + 45 * labels[:, None, None, None]).to(torch.uint8), labels)
-
-    return ImageSet(
+def synthetic_images(
+    size: int = 8, channels: int = 1, classes: int = 4, *, count: int = 96, padding: int = 1, flip: bool = False
+) -> ImageSet:
+    draws = torch.Generator().manual_seed(0)
+    return ImageSet.make(
+        _synthetic_split(count, size, channels, classes, draws),
+        _synthetic_split(24, size, channels, classes, draws),
+        tuple(str(k) for k in range(classes)),
         name="synthetic",
-        title="synthetic",
-        classes=tuple(str(k) for k in range(classes)),
-        train=split(96),
-        val=split(24),
-        test=split(24),
         mean=torch.full((channels,), 0.4),
         std=torch.full((channels,), 0.2),
-        padding=1,
-        flip=False,
-        notes=(),
+        padding=padding,
+        flip=flip,
+    )
+
+
+def synthetic_test_split(size: int = 8, channels: int = 1, classes: int = 4) -> Split:
+    """24 test images of the kind that :func:`synthetic_images` makes."""
+    return _synthetic_split(24, size, channels, classes, torch.Generator().manual_seed(1))
+
+
+def _synthetic_split(count: int, size: int, channels: int, classes: int, draws: torch.Generator) -> Split:
+    labels = torch.arange(count) % classes
+    noise = torch.randint(0, 60, (count, size, size, channels), generator=draws)
+    return Split((noise + 45 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+
+def write_image(
+    path: Path,
+    size: tuple[int, int] = (8, 8),
+    mode: str = "RGB",
+    seed: int = 0,
+    pixels: NDArray[np.uint8] | None = None,
+) -> None:
+    """Write an image file, of noise of a width and height unless pixels are given."""
+    if pixels is None:
+        pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def run_config() -> RunConfig:
+    """A run of seconds: digits, ResNet-8 at a quarter width taught by a ResNet-8 at half width."""
+    return RunConfig(
+        method=Dfkt(pattern="dense-2", share=0.5),
+        data=DataConfig(name="digits", limit_train=300, limit_test=60),
+        teacher=TeacherConfig(
+            network=NetworkConfig(name="resnet8", width=0.5), train=TrainConfig(epochs=1, batch_size=64)
+        ),
+        student=NetworkConfig(name="resnet8", width=0.25),
+        train=TrainConfig(epochs=3, batch_size=64),
     )
 
 
 @pytest.fixture
-def run_config(tmp_path: Path) -> RunConfig:
-    """A run of seconds: digits, ResNet-8 at a quarter width taught by a ResNet-8 at half width."""
-    return RunConfig(
-        data=DataConfig(name="digits", limit_train=300, limit_test=60),
-        teacher=TeacherConfig(
-            network=NetworkConfig(name="resnet8", width=0.5),
-            train=TrainConfig(epochs=1, batch_size=64),
-            root=str(tmp_path / "teachers"),
-        ),
-        student=NetworkConfig(name="resnet8", width=0.25),
-        flow=FlowConfig(pattern="dense-2", share=0.5),
-        train=TrainConfig(epochs=3, batch_size=64),
-    )
+def placement(tmp_path: Path) -> Placement:
+    """Teachers in the test's own folder."""
+    return Placement(teacher_root=str(tmp_path / "teachers"))
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,33 @@
-"""The notebook runs through on any finished study, and is kept without outputs."""
+"""The notebook runs through on any study, and is kept without outputs."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import optuna
 import pytest
+from made import SESSION
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from dfkt.config import RunConfig, StudyConfig, TrainConfig, to_dict
-from dfkt.store.study_store import StudyStore
-from dfkt.methods.space import Params, SearchSpace
+from dfkt.config import TrainConfig, to_dict
+from dfkt.methods.registry import find_method
+from dfkt.methods.space import Draw
+from dfkt.networks.taps import StudentTaps
 from dfkt.store.files import Storage
+from dfkt.store.study_store import StudyStore
+from dfkt.study.config import ArmConfig, StudyConfig
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "study.ipynb"
-SPACE = SearchSpace(4)
-CONFIG = StudyConfig(name="made", base=RunConfig(train=TrainConfig(epochs=9)))
+TAPS = StudentTaps(count=4, group_ends=(1, 2, 3))
+STATES = ("COMPLETE", "COMPLETE", "PRUNED", "FAIL", "COMPLETE", "PRUNED")
 FIGURES = 7
 RUN = """
 import sys
@@ -34,70 +40,79 @@ notebook = nbformat.read(sys.argv[1], as_version=4)
 NotebookClient(notebook, timeout=100, resources={"metadata": {"path": str(Path(sys.argv[1]).parent)}}).execute()
 nbformat.write(notebook, sys.argv[2])
 """
-SESSION = {
-    "started": "2026-01-01T00:00:00+00:00",
-    "commit": None,
-    "dirty": None,
-    "versions": dict.fromkeys(("dfkt", "torch", "ray", "optuna"), "1.0"),
-    "hardware": {"gpus": [], "cores": 2, "cpu": "a processor"},
-}
 
 
-def records(number: int, accuracy: float, last_epoch: int) -> list[dict[str, Any]]:
-    """Return three epochs in flow stages, the others in the task stage."""
+def records(method: str, accuracy: float, last_epoch: int) -> list[dict[str, Any]]:
+    """Return the epochs of a run: three in flow or hint stages, if the method has them, the others in the task stage."""
+    phase = {"dfkt": "flow", "fitnets": "hint"}.get(method)
+    early = 3 if phase else 0
     found: list[dict[str, Any]] = []
     for epoch in range(1, last_epoch + 1):
-        record: dict[str, Any] = {"number": number, "index": epoch - 1, "epoch": float(epoch), "seconds": 1.0}
-        if epoch <= 3:
-            record |= {"phase": "flow", "round": 1, "stage": epoch, "flow_loss": 1 / epoch, "loss": 1 / epoch}
+        record: dict[str, Any] = {"index": epoch - 1, "epoch": float(epoch), "step": 10 * epoch, "seconds": 1.0}
+        if epoch <= early:
+            record |= {"phase": phase, "round": 1 if phase == "flow" else None, "stage": epoch, "loss": 1 / epoch}
         else:
-            share = (epoch - 3) / 6
+            share = (epoch - early) / (9 - early)
             record |= {"phase": "task", "loss": 1 - share, "rung_epoch": 9 * share, "val_accuracy": accuracy * share}
         found.append(record)
     return found
 
 
-def save(store: StudyStore, number: int, params: Params, state: str, accuracy: float) -> None:
-    epochs = 9 if state == "COMPLETE" else 4
-    made = [] if state == "FAIL" else records(number, accuracy, epochs)
-    row: dict[str, Any] = {"number": number, "state": state, "method": "dfkt", "seed": 0}
-    row |= {f"param_{name}": value for name, value in params.items()}
+def row(method: Any, number: int, state: str, seed: int, made: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"number": number, "state": state, "method": method.name, "seed": seed}
     if made:
-        last = made[-1]["val_accuracy"]
-        row |= {"last_val_accuracy": last, "best_val_accuracy": last, "epochs": float(epochs)}
-        row |= {"device_seconds": 1.0 * epochs, "wall_seconds": 2.0 * epochs, "peak_memory_bytes": 2**30}
-    store.save_trial(row, made)
+        last, epochs = made[-1]["val_accuracy"], float(len(made))
+        found |= {"last_val_accuracy": last, "best_val_accuracy": last, "epochs": epochs, "device_seconds": epochs}
+        found |= {"peak_memory_bytes": 2**30}
+    return found
 
 
-def make_study(folder: Path, count: int, *, journal: bool = True, finals: bool = True) -> Path:
-    """Write a study of random samples; of every six trials two are stopped and one fails, unless there are few."""
-    meta = {"name": "made", "config": to_dict(CONFIG), "sessions": [SESSION]}
-    meta["teacher"] = {"network": "resnet26", "val_accuracy": 0.95, "test_accuracy": 0.94}
-    store = StudyStore.create(Storage(folder), SPACE.types(), meta)
-    backend = JournalStorage(JournalFileBackend(str(folder / "optuna.journal"))) if journal else None
-    study = optuna.create_study(storage=backend, direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+def search(store: StudyStore, arm: str, count: int, backend: Any) -> None:
+    """Save random samples of an arm's method; of every six trials two are stopped and one fails, unless there are few."""
+    study = optuna.create_study(
+        study_name=arm, storage=backend, direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0)
+    )
     for number in range(count):
         trial = study.ask()
-        params = SPACE(trial)
-        state = ("COMPLETE", "COMPLETE", "PRUNED", "FAIL", "COMPLETE", "PRUNED")[number % 6]
-        accuracy = 0.9 - abs(params["flow_share"] - 0.3) + 0.01 * (number % 3)
-        save(store, number, params, state, accuracy)
+        draw = Draw(trial)
+        method = find_method(arm)().sample(draw, TAPS)
+        state, accuracy = STATES[number % 6], 0.9 - abs(method.rate - 0.1) + 0.01 * (number % 3)
+        made = [] if state == "FAIL" else records(arm, accuracy, 9 if state == "COMPLETE" else 4)
+        found = row(method, number, state, 0, made) | {"settings": json.dumps(to_dict(method))}
+        store.save_trial(arm, found | {f"param_{name}": value for name, value in draw.params.items()}, made)
         study.tell(trial, accuracy if state == "COMPLETE" else None, optuna.trial.TrialState[state])
-    methods = ("scratch", "dfkt") if finals else ()
-    for number, (method, seed) in enumerate((m, s) for s in (1, 2) for m in methods):
-        row = {"number": number, "state": "COMPLETE", "method": method, "seed": seed, "device_seconds": 9.0}
-        store.save_final(row | {"epochs": 9.0, "test_accuracy": 0.8 + 0.01 * number, "last_val_accuracy": 0.8})
+
+
+def make_study(folder: Path, trials: Mapping[str, int], *, seeds: int = 2, stopping: bool = True) -> Path:
+    """Write a study with some trials of every arm, a journal if there are any, and final runs."""
+    methods = {arm: find_method(arm)() for arm in trials}
+    arms = tuple(ArmConfig(name=arm, method=methods[arm], trials=count) for arm, count in trials.items())
+    config = StudyConfig(name="made", train=TrainConfig(epochs=9), arms=arms, early_stopping=stopping)
+    params: dict[str, type] = {}
+    for method in methods.values():
+        params |= method.columns(TAPS)
+    meta = {"config": to_dict(config), "sessions": [SESSION], "teacher": {"val_accuracy": 0.95, "test_accuracy": 0.94}}
+    losses = sorted({loss for method in methods.values() for loss in method.losses})
+    store = StudyStore.create(Storage(folder), params, losses, meta)
+    searched = any(trials.values())
+    backend = JournalStorage(JournalFileBackend(str(folder / "optuna.journal"))) if searched else None
+    for arm, count in trials.items():
+        search(store, arm, count, backend)
+        for seed in range(1, seeds + 1):
+            made = records(arm, 0.8, 9)
+            found = row(methods[arm], seed - 1, "COMPLETE", seed, made)
+            store.save_final(arm, found | {"test_accuracy": 0.8 + 0.01 * seed}, made)
     return folder
 
 
-def execute(study: Path, folder: Path) -> Any:
+def execute(study: Path, folder: Path, arm: str) -> Any:
     """Run the notebook in a process of its own: a second kernel in one process is taken for dead by nbclient."""
     target = folder / "done.ipynb"
     command = [sys.executable, "-c", RUN, str(NOTEBOOK), str(target)]
-    done = subprocess.run(
-        command, env=os.environ | {"DFKT_STUDY": str(study)}, capture_output=True, text=True, check=False
-    )
-    return nbformat.read(target, as_version=4) if done.returncode == 0 else done.stderr
+    place = os.environ | {"DFKT_STUDY": str(study), "DFKT_ARM": arm}
+    done = subprocess.run(command, env=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return nbformat.read(target, as_version=4)
 
 
 def outputs(notebook: Any) -> list[Any]:
@@ -107,36 +122,68 @@ def outputs(notebook: Any) -> list[Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("count", "options"),
-    [(18, {}), (2, {}), (0, {"journal": False, "finals": False})],
-    ids=["full", "two trials", "nothing yet"],
+    ("trials", "options", "arm", "said"),
+    [
+        (
+            {"scratch": 0, "kd": 0, "dfkt": 18},
+            {},
+            "",
+            ["of arm dfkt.", "dfkt: 18 trials: 9 complete", "6 of 18 trials were stopped early", "Unreliable: only 9"],
+        ),
+        (
+            {"scratch": 0, "kd": 8, "fitnets": 8},
+            {"stopping": False},
+            "fitnets",
+            ["of arm fitnets; DFKT_ARM may also be kd.", "Early stopping was off.", "Unreliable: only 4"],
+        ),
+        (
+            {"scratch": 2},
+            {"seeds": 1},
+            "",
+            ["of arm scratch.", "scratch: 2 trials: 2 complete", "Unreliable: only 2"],
+        ),
+        (
+            {"scratch": 0, "dfkt": 0},
+            {"seeds": 0},
+            "",
+            ["of arm scratch.", "no arm was searched", "no final runs yet", "0 of 0 trials"],
+        ),
+    ],
+    ids=["dfkt", "two other methods, no early stopping", "one stage, one seed", "nothing yet"],
 )
-def test_it_runs_through_and_draws_every_figure(tmp_path, count, options):
-    before = make_study(tmp_path / "made", count, **options)
+def test_it_runs_through_and_draws_every_figure(
+    tmp_path: Path, trials: dict[str, int], options: dict[str, Any], arm: str, said: list[str]
+) -> None:
+    before = make_study(tmp_path / "made", trials, **options)
     files = {path: path.read_bytes() for path in before.rglob("*") if path.is_file()}
-    notebook = execute(before, tmp_path)
-    assert not isinstance(notebook, str), notebook
-    found = outputs(notebook)
+    found = outputs(execute(before, tmp_path, arm))
 
     assert not [output for output in found if output.output_type == "error"]
     assert not [output.text for output in found if output.get("name") == "stderr"]
     assert sum("image/png" in output.get("data", {}) for output in found) == FIGURES
     text = "".join(output.text for output in found if output.output_type == "stream")
-    assert f"{count} trials: " in text
-    assert "Unreliable: only" in text
+    assert [phrase for phrase in said if phrase not in text] == []
     assert {path: path.read_bytes() for path in before.rglob("*") if path.is_file()} == files
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_without_a_study_it_says_what_to_do(tmp_path):
-    message = execute(tmp_path / "absent", tmp_path)
+def test_without_a_study_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DFKT_STUDY", str(tmp_path / "absent"))
+    first = next(cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code")
 
-    assert isinstance(message, str)
-    assert re.search(r"No study in .*absent\. Run one .* or set DFKT_STUDY", message)
+    with pytest.raises(FileNotFoundError, match=r"No study in .*absent\. Run one .* or set DFKT_STUDY"):
+        exec(compile(first.source, str(NOTEBOOK), "exec"), {})
 
 
-def test_it_is_kept_without_outputs():
+def test_an_arm_that_the_study_lacks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DFKT_STUDY", str(make_study(tmp_path / "made", {"scratch": 0, "kd": 0}, seeds=0)))
+    monkeypatch.setenv("DFKT_ARM", "fsp")
+    first = next(cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code")
+
+    with pytest.raises(ValueError, match="DFKT_ARM must be one of scratch, kd, but is 'fsp'"):
+        exec(compile(first.source, str(NOTEBOOK), "exec"), {})
+
+
+def test_it_is_kept_without_outputs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
 

@@ -1,91 +1,159 @@
-"""How the figures of a comparison look as text, and what travels with them: data, networks, budget, what they ran on.
+"""How figures look: tables as text and Markdown, and the page that a finished study prints.
 
-Functions of studies and of frames as :mod:`dfkt.analysis.statistics` makes them; reads no file. Accuracies come as shares and are
-shown in percent, differences of them in points. What is null becomes an empty cell.
+Functions of studies, :class:`dfkt.analysis.figures.Figures` and the frames of :mod:`dfkt.analysis.statistics`. Accuracies come
+as shares and are shown in percent, differences of them in points. What is null becomes an empty cell.
 """
 
 from __future__ import annotations
 
-import json
-import shlex
+import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from dfkt.config import flatten
-from dfkt.store.rows import align, percent
+from dfkt.analysis import about as words
+from dfkt.analysis.figures import (
+    ABOUT_FILE,
+    Figures,
+    Place,
+    complete_runs,
+    load_figures,
+    read_studies,
+    setting_about,
+    study_figures,
+    to_storage,
+)
+from dfkt.analysis.statistics import SCRATCH, accuracy_table, scratch_level, speed_table
+from dfkt.errors import InputError
+from dfkt.methods.base import Method
+from dfkt.store.rows import best_trials, row_settings, trial_params
 from dfkt.store.study_store import Study
 
-NOTE = """\
-test %: mean ± standard deviation over seeds of the last epoch's accuracy. gap closed: gain over scratch, as a share
-of what the teacher is ahead of scratch, if that is a point or more. dfkt ahead by: mean of dfkt less the arm over the
-same seeds, with its 95 % confidence interval by Student's t; it covers the seeds, not the choice of settings by one
-search, and is not corrected for the number of arms. reached: seeds whose val accuracy reaches the mean that scratch
-ends with; steps, images and training s: medians over all seeds until the first epoch that does, with flow and hint
-stages; empty unless more than half do. of scratch's steps: those steps over scratch's own."""
-"""What the columns mean."""
+COLUMN_NOTES = {
+    "test %": "mean ± standard deviation over seeds of the last epoch's accuracy; val % likewise",
+    "gap closed": "gain over scratch, as a share of what the teacher is ahead of scratch, if that is a point or more",
+    "ahead by": "mean of the named arm less the row's over the same seeds, with an interval by Student's t; all intervals of "
+    "a table hold at once in 95 % of such tables (Bonferroni)",
+    "p": "of no difference, corrected for the number of arms by Holm's procedure, which is a little less cautious: an interval "
+    "may hold zero where p is below 0.05. Both cover the seeds, not the choice of settings by one search",
+    "steps": "until the mean val accuracy over seeds, smoothed to rise (isotonic regression), crosses what scratch's ends with; "
+    "linear between epochs, flow and hint stages counted in, never if not within the run",
+    "of scratch's steps": "over scratch's own, with a 95 % bootstrap interval over seeds that draws scratch and the level along, "
+    "not corrected for the number of arms",
+}
+"""What the columns mean that do not say it themselves; ``ahead by`` stands behind an arm's name."""
+STATE_WORDS = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "unfinished"}
+"""How readers are told the state of a trial."""
+_NEVER = "never"
 
-_ACCURACY = ("arm", "seeds", "test %", "over scratch", "gap closed", "dfkt ahead by", "device s")
-_SPEED = ("arm", "reached", "steps", "images", "training s", "of scratch's steps")
-_SESSION = ("commit", "dirty", "hardware", "versions", "command")
-_FREE = ("data.root", "teacher.root", "train.seed", "train.checkpoint_every", "teacher.train.checkpoint_every")
-"""Settings that may differ between arms without making them unequal."""
 
+def folder_page(folder: Place, best: int = 5) -> str:
+    """Return the pages of all studies in a folder, or of saved figures, as :func:`study_page` does.
 
-def about_setting(studies: Mapping[str, Study]) -> dict[str, Any]:
-    """Return what the arms of a setting share, as JSON values, and where they differ though they should not.
-
-    ``title train val`` (sizes), ``teacher``, ``student``, ``epochs batch_size``, ``trials`` per arm, ``differences``:
-    names of settings, ``sessions``: commit, hardware, versions and command, equal ones once. Empty without studies.
+    Raises:
+        StudyError: If the folder holds neither, or a file is damaged.
     """
-    metas = [study.meta for study in studies.values()]
-    if not metas:
-        return {}
-    base, data = metas[0]["config"]["base"], metas[0].get("data", {})
-    teachers = [meta["teacher"] for meta in metas if "teacher" in meta]
-    tested = next((t for t in teachers if "test_accuracy" in t), teachers[0] if teachers else {})
-    sessions = {_session(session): None for meta in metas for session in meta.get("sessions", [])}
-    return {
-        "title": data.get("title", base["data"]["name"]),
-        "train": data.get("train"),
-        "val": data.get("val"),
-        "teacher": _of_network(base["teacher"]["network"])
-        | {name: tested.get(name) for name in ("val_accuracy", "test_accuracy")},
-        "student": _of_network(base["student"]),
-        "epochs": base["train"]["epochs"],
-        "batch_size": base["train"]["batch_size"],
-        "trials": {arm: len(study.trials) for arm, study in studies.items()},
-        "differences": _differences(metas),
-        "sessions": [json.loads(session) for session in sessions],
-    }
+    storage = to_storage(folder)
+    if storage.exists(ABOUT_FILE) and not storage.exists("study.json"):
+        return study_page(load_figures(storage), best)
+    studies = read_studies(storage)
+    return "\n\n\n".join(_study_page(setting, study, best) for setting, study in studies.items())
+
+
+def study_page(source: Study | Figures, best: int = 5) -> str:
+    """Return all that a finished study has to say: trials, teacher, student, final runs, what is missing, speed.
+
+    Args:
+        source: A study, or saved figures, which give a page per setting.
+        best: How many of the best trials are shown where one arm is searched; where several are, each shows its best.
+    """
+    if isinstance(source, Study):
+        return _study_page(source.name, source, best)
+    trials = source.trials
+    pages = (_page(source, setting, trials[trials.setting == setting], best) for setting in source.about["settings"])
+    return "\n\n\n".join(pages)
+
+
+def trials_text(trials: pd.DataFrame, searched: Sequence[str], best: int = 5) -> str:
+    """Return the count of trials by state, and the best ones: ``best`` of a single searched arm, or one of each."""
+    if not searched:
+        return "no arm was searched"
+    by_arm = {arm: trials[trials.arm == arm] for arm in searched}
+    if len(searched) == 1:
+        rows = by_arm[searched[0]]
+        count, found = f"{searched[0]}: {len(rows)} trials: {count_states(rows)}", best_trials(rows, best)
+        return "\n".join([count, *([text_table(pd.DataFrame(map(_trial, _records(found))))] if len(found) else [])])
+    cells = []
+    for arm, rows in by_arm.items():
+        first = {"arm": arm, "trials": f"{len(rows)}: {count_states(rows)}" if len(rows) else "0"}
+        cells.append(first | next(map(_trial, _records(best_trials(rows, 1))), {}))
+    table = pd.DataFrame(cells).rename(columns={"trial": "best"}).fillna("")
+    return text_table(table)
+
+
+def count_states(trials: pd.DataFrame) -> str:
+    """Return how many trials ended how."""
+    states = trials.state.value_counts()
+    return ", ".join(f"{states[s]} {word}" for s, word in STATE_WORDS.items() if s in states) or "no trials yet"
+
+
+def describe_settings(row: Mapping[str, Any]) -> str:
+    """Return a trial's searched settings in a phrase: its method's own, or name and value where that is not at hand."""
+    settings: dict[str, Any] = {}
+    try:
+        settings = row_settings(row)
+        if "name" in settings:
+            return Method.from_json(settings).describe()
+    except InputError:  # a user's class that is not at hand, or a setting that has gone
+        pass
+    shown = trial_params(row) or {name: value for name, value in settings.items() if name != "name"}
+    return ", ".join(f"{name} {_plain(value)}" for name, value in shown.items())
 
 
 def accuracy_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """Return an accuracy table as texts."""
-    rows = []
+    """Return an accuracy table as texts; columns of which nothing is known are left out."""
+    ahead, rows = f"{next(iter(table.against), '')} ahead by", []
     for row in table.to_dict("records"):
-        spread = "" if pd.isna(row["test_std"]) else f" ± {percent(row['test_std'])}"
-        cells = {"arm": row["arm"], "seeds": str(row["seeds"]), "test %": percent(row["test_mean"]) + spread}
+        cells = {"arm": row["arm"], "seeds": str(row["seeds"]), "test %": _spread(row["test_mean"], row["test_std"])}
         cells |= {"over scratch": _points(row["gain"]), "gap closed": _number(100 * row["gap_share"], ".0f", " %")}
-        rows.append(cells | {"dfkt ahead by": _difference(row), "device s": _number(row["device_seconds"], ".1f")})
-    return pd.DataFrame(rows, columns=list(_ACCURACY))
+        cells |= {ahead: _difference(row), "p": _p(row["p"]), "val %": _spread(row["val_mean"], row["val_std"])}
+        rows.append(
+            cells | {"device s": _number(row["device_seconds"], ".1f"), "epochs": _number(row["epochs"], ".3g")}
+        )
+    cells_table = pd.DataFrame(rows)
+    return cells_table[[name for name in cells_table if (cells_table[name] != "").any()]]
 
 
 def speed_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Return a speed table as texts."""
     rows = []
     for row in table.to_dict("records"):
-        cells = {"arm": row["arm"], "reached": f"{row['reached']} of {row['seeds']}"}
-        cells |= {name: _number(row[name], ".0f") for name in ("steps", "images")}
-        cells |= {"training s": _number(row["seconds"], ".1f")}
-        rows.append(cells | {"of scratch's steps": _number(row["step_ratio"], ".2f")})
-    return pd.DataFrame(rows, columns=list(_SPEED))
+        cells = {"arm": row["arm"], "val % at the end": percent(row["end"]), "steps": _number(row["steps"], ".0f")}
+        ratio = _number(row["step_ratio"], ".2f") + _interval(row["low"], row["high"], ".2f")
+        rows.append(
+            cells
+            | {
+                "training s": "" if row["seconds"] == math.inf else _number(row["seconds"], ".1f"),
+                "of scratch's steps": ratio,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def column_notes(columns: Iterable[str]) -> str:
+    """Return what those of some columns mean that do not say it themselves, as lines of at most 118 characters."""
+    known = {"ahead by" if column.endswith(" ahead by") else column for column in columns}
+    notes = [f"{name}: {note}." for name, note in COLUMN_NOTES.items() if name in known]
+    return textwrap.fill(" ".join(notes), 118)
 
 
 def text_table(frame: pd.DataFrame) -> str:
     """Return a frame of texts with aligned columns."""
-    return align([list(frame.columns), *frame.to_numpy().tolist()])
+    rows = [list(map(str, frame.columns)), *frame.to_numpy().tolist()]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
@@ -103,124 +171,87 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return "\n".join([texts[0], "|---" * len(frame.columns) + "|", *texts[1:]])
 
 
-def describe_setting(setting: str, about: Mapping[str, Any]) -> str:
-    """Return data, networks and budget of a setting on one line."""
-    if "title" not in about:
-        return f"{setting}: no arm was run yet"
-    data = about["title"]
-    if about["train"] is not None:
-        data += f", {about['train']} train and {about['val']} val images"
-    teacher = about["teacher"]
-    known = [
-        f"{split} {percent(teacher[f'{split}_accuracy'])} %" for split in ("val", "test") if _tested(teacher, split)
-    ]
-    teacher_text = _network(teacher) + (f" ({', '.join(known)})" if known else "")
-    budget = f"{about['epochs']:g} epochs of batch {about['batch_size']}; {_search(about['trials'])}"
-    seeds = f"seeds {', '.join(map(str, about['seeds']))}" if about["seeds"] else "no final run yet"
-    return f"{setting}: {data}; teacher {teacher_text}, student {_network(about['student'])}; {budget}; {seeds}"
+def percent(share: float) -> str:
+    """Return a share as a percentage with two decimals; null is empty."""
+    return _number(100 * share, ".2f")
 
 
-def setting_notes(about: Mapping[str, Any], runs: pd.DataFrame) -> list[str]:
-    """Return what a reader of a setting's tables must know beside them: what is missing, failed or not alike.
-
-    Args:
-        about: What is said of the setting.
-        runs: Its final runs, failed ones too.
-    """
-    notes, done = [], set(runs[runs.state == "COMPLETE"].arm)
-    if same := about.get("skipped"):
-        notes.append(f"not run, since the searched dfkt is that already: {', '.join(same)}")
-    if missing := [arm for arm in about["arms"] if arm not in done and arm not in about.get("skipped", [])]:
-        notes.append(f"no complete final run: {', '.join(missing)}")
-    if failed := [f"{run.arm} seed {run.seed}" for run in runs[runs.state == "FAIL"].itertuples()]:
-        notes.append(f"failed, and in no table: {', '.join(failed)}")
-    if about.get("differences"):
-        notes.append(f"not the same in all arms: {', '.join(about['differences'])}")
-    return notes
+def _study_page(setting: str, study: Study, best: int) -> str:
+    return _page(study_figures({setting: study}), setting, study.trials, best)
 
 
-def describe_origin(about: Mapping[str, Any]) -> str:
-    """Return commits, hardware and versions of a setting on one line."""
-    sessions = about.get("sessions", [])
-    commits = _distinct(_commit(session) for session in sessions)
-    machines = _distinct(_machine(session["hardware"]) for session in sessions if session["hardware"])
-    versions = [session["versions"] or {} for session in sessions]
-    names = ("python", "torch", "ray", "optuna")
-    packages = [f"{name} {' and '.join(_distinct(v.get(name) for v in versions))}" for name in names if versions]
-    commit = f"commit {', '.join(commits)}" if commits else "no commit known"
-    return "; ".join([commit, *machines, *([", ".join(packages)] if packages else [])])
+def _page(figures: Figures, setting: str, trials: pd.DataFrame, best: int) -> str:
+    about, runs = setting_about(figures, setting), figures.runs[figures.runs.setting == setting]
+    lines = [f"{setting}: {words.describe_data(about)}", "", trials_text(trials, about["searched"], best), ""]
+    if about["teacher"].get("val_accuracy") is not None:
+        lines.append(f"teacher {words.describe_teacher(about)}")
+    lines.append(f"student {words.describe_network(about['student'])}; {words.describe_budget(about)}")
+    if reference := words.reference_arms(about):
+        lines.append(f"at reference settings, not searched: {', '.join(reference)}")
+    lines += words.setting_notes(about, runs)
+    tables = _final_tables(figures, setting)
+    if not tables:
+        return "\n".join([*lines, "", "no final run is complete" if len(runs) else "no final runs yet"])
+    lines += [f"\n{title}\n{text_table(cells)}" for title, cells in tables.items()]
+    return "\n".join([*lines, "", column_notes(str(name) for cells in tables.values() for name in cells)])
 
 
-def commands(about: Mapping[str, Any]) -> list[str]:
-    """Return the commands that ran a setting, as a shell takes them."""
-    given = [session["command"] for session in about.get("sessions", []) if session["command"]]
-    return _distinct(shlex.join(["python", *command]) for command in given)
+def _final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
+    """Return by title the tables of the final runs: main arms, ablations by their parent, speed over several seeds."""
+    about, runs = setting_about(figures, setting), complete_runs(figures, setting)
+    arms = words.main_arms(about)
+    tables = {"final runs:": accuracy_table(figures, setting, arms)}
+    for parent, changed in words.ablations_of(about).items():
+        if runs.arm.isin(changed).any():
+            tables[f"{parent} with one change:"] = accuracy_table(figures, setting, [parent, *changed], parent)
+    cells = {title: accuracy_cells(table) for title, table in tables.items() if len(table)}
+    speed = speed_table(figures, setting, arms)
+    if len(speed) > 1 and (runs.arm == SCRATCH).sum() > 1:
+        level = percent(scratch_level(figures, setting))
+        cells[f"until val accuracy reaches {level} %, what scratch ends with:"] = speed_cells(speed)
+    return cells
+
+
+def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    return frame.to_dict("records")
+
+
+def _trial(row: Mapping[Any, Any]) -> dict[str, str]:
+    """Return a trial's cells; figures that were saved have fewer."""
+    shown = {"trial": str(row["number"]), "val %": percent(row["last_val_accuracy"])}
+    if "best_val_accuracy" in row:
+        shown |= {"best %": percent(row["best_val_accuracy"]), "epochs": _number(row["epochs"], ".1f")}
+    return shown | {"device s": _number(row["device_seconds"], ".1f"), "settings": describe_settings(row)}
 
 
 def _number(value: Any, form: str, unit: str = "") -> str:
-    return "" if pd.isna(value) else f"{value:{form}}{unit}"
+    if pd.isna(value):
+        return ""
+    return _NEVER if value == math.inf else f"{value:{form}}{unit}"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _points(share: Any) -> str:
     return _number(100 * share, "+.2f")
 
 
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else _number(value, ".3f")
+
+
+def _spread(mean: float, deviation: float) -> str:
+    return percent(mean) + ("" if pd.isna(deviation) else f" ± {percent(deviation)}")
+
+
+def _interval(low: float, high: float, form: str) -> str:
+    return "" if pd.isna(low) else f" [{_number(low, form)}, {_number(high, form)}]"
+
+
 def _difference(row: Mapping[Any, Any]) -> str:
     """Return ``+1.23 [+0.40, +2.06]``; fewer pairs than the arm has seeds are said so."""
     text = _points(row["difference"])
-    if text and not pd.isna(row["low"]):
-        text += f" [{_points(row['low'])}, {_points(row['high'])}]"
+    text += _interval(100 * row["low"], 100 * row["high"], "+.2f")
     return text + (f" ({row['pairs']} seeds)" if text and row["pairs"] < row["seeds"] else "")
-
-
-def _search(trials: Mapping[str, int]) -> str:
-    """Return how many trials an arm's search has; a part taken from another arm's winner has none."""
-    counts = sorted({count for count in trials.values() if count}) or [0]
-    text = f"{' to '.join(dict.fromkeys([str(counts[0]), str(counts[-1])]))} trials per arm"
-    unsearched = [arm for arm, count in trials.items() if not count]
-    return text + (f" (not searched: {', '.join(unsearched)})" if unsearched and counts != [0] else "")
-
-
-def _tested(teacher: Mapping[str, Any], split: str) -> bool:
-    return teacher.get(f"{split}_accuracy") is not None
-
-
-def _network(network: Mapping[str, Any]) -> str:
-    width = network.get("width", 1)
-    return str(network["network"]) + (f" at {width:g} of its width" if width != 1 else "")
-
-
-def _commit(session: Mapping[str, Any]) -> str | None:
-    commit = session["commit"]
-    return commit and f"{commit[:12]}{' with changes' if session['dirty'] else ''}"
-
-
-def _machine(hardware: Mapping[str, Any]) -> str:
-    gpus = hardware["gpus"]
-    names = ", ".join(f"{gpus.count(name)} {name}" for name in dict.fromkeys(gpus)) or "no GPU"
-    return f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_bytes'] / 2**30:.0f} GiB, {names}"
-
-
-def _distinct(values: Iterable[str | None]) -> list[str]:
-    return list(dict.fromkeys(value for value in values if value))
-
-
-def _of_network(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"network": config["name"], "width": config.get("width", 1.0)}
-
-
-def _session(session: Mapping[str, Any]) -> str:
-    """Return what a session ran on as a text, by which equal ones are found."""
-    return json.dumps({name: session.get(name) for name in _SESSION})
-
-
-def _differences(metas: Sequence[Mapping[str, Any]]) -> list[str]:
-    found: dict[str, set[str]] = {}
-    for meta in metas:
-        base = meta["config"]["base"]
-        shared = flatten({name: base[name] for name in ("data", "teacher", "student", "train")})
-        if "teacher" in meta:
-            shared["the teacher's val accuracy"] = meta["teacher"]["val_accuracy"]
-        for name, value in shared.items():
-            found.setdefault(name, set()).add(json.dumps(value))
-    return [name for name, values in found.items() if len(values) > 1 and name not in _FREE]

@@ -1,30 +1,109 @@
-"""One run without a search: find the teacher, train the student, keep it, test it once."""
+"""``python -m dfkt distill``: one run without a search: find the teacher, train the student, keep it, test it once."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from dfkt.config import RunConfig, config_key, to_dict
-from dfkt.data.load import load_data
+from dfkt.cli.main import EXIT_FAILED, say
+from dfkt.cli.options import (
+    add_data,
+    add_device,
+    add_networks,
+    add_settings,
+    add_training,
+    read_placement,
+    updated,
+    with_choices,
+    with_settings,
+)
+from dfkt.config import Placement, from_dict, to_dict
 from dfkt.errors import StudyError
-from dfkt.methods.builders import build_schedule, describe, needs_teacher
-from dfkt.study.recorder import ProgressLine
-from dfkt.store.study_store import environment
+from dfkt.methods.registry import METHODS, find_method
 from dfkt.store.files import Storage
-from dfkt.networks.taps import group_ends, match_taps
-from dfkt.training.teacher import check_checkpoint, find_teacher, publish_teacher
-from dfkt.training.run import RESULT_FILE, STUDENT_FILE, Job, Payload, build_student, pick_device, run_job
+from dfkt.store.origin import environment
+from dfkt.store.rows import best_trials, row_settings
+from dfkt.store.study_store import read_study
+from dfkt.training.config import RunConfig
+from dfkt.training.progress import ProgressLine
+from dfkt.training.run import STUDENT_FILE, Job, Payload, check_run, images_for, run_job
+from dfkt.training.state import STATE_FILE
+from dfkt.training.teacher import WEIGHTS_FILE, find_teacher
 
+HELP = "train one student, no search"
+RESULT_FILE, ABOUT_FILE = "result.json", "run.json"
+OWN_FILES = (WEIGHTS_FILE, STUDENT_FILE, STATE_FILE, RESULT_FILE)
 Log = Callable[[str], None]
 
 
-def run_distill(config: RunConfig, out: str, log: Log) -> Payload:
+def add_switches(parser: argparse.ArgumentParser) -> None:
+    """Add the command's switches."""
+    group = parser.add_argument_group("method")
+    group.add_argument(
+        "--method", help=f"{', '.join(METHODS)}, or package.module:Class (default: dfkt, or the trial's)"
+    )
+    group.add_argument(
+        "--trial", metavar="STUDY[:ARM][:NUMBER]", help="begin with a trial of a study, by default the best"
+    )
+    add_settings(group, "the method")
+    group.add_argument("--seed", type=int, help="initial weights, order of images, augmentation")
+    group.add_argument("--out", default="results/distill", help="folder of the run (default: results/distill)")
+    add_data(parser)
+    add_networks(parser)
+    add_training(parser)
+    add_device(parser)
+
+
+def run(a: argparse.Namespace) -> int:
+    """Train, keep and test one student."""
+    payload = run_distill(distill_config(a), read_placement(a), a.out, say)
+    return EXIT_FAILED if "failure" in payload else 0
+
+
+def distill_config(a: argparse.Namespace) -> RunConfig:
+    """Return the run that the switches name."""
+    config: RunConfig = with_choices(RunConfig() if a.trial is None else find_trial(a.trial), a)
+    method = config.method
+    if a.method is not None and type(method) is not (kind := find_method(a.method)):
+        method = kind()
+    return replace(config, method=with_settings(method, a.settings), train=updated(config.train, seed=a.seed))
+
+
+def find_trial(text: str) -> RunConfig:
+    """Return the configuration of a study's trial, named ``FOLDER[:ARM][:NUMBER]``; by default the best one.
+
+    Raises:
+        StudyError: If there is no such study, arm or trial, or none is complete.
+    """
+    folder, _, tail = text.rpartition(":")
+    number = int(tail) if folder and tail.isdecimal() else None
+    folder = text if number is None else folder
+    arm = None
+    if not Storage(folder).exists("study.json") and ":" in folder.rpartition("/")[2]:
+        folder, _, arm = folder.rpartition(":")
+    study = read_study(folder)
+    arms = {entry["name"]: entry for entry in study.meta["config"]["arms"] if arm in (None, entry["name"])}
+    trials = study.trials[study.trials.arm.isin(list(arms))]
+    rows = best_trials(trials, 1) if number is None else trials[trials.number == number]
+    if len(rows) != 1:
+        what = "complete trial" if number is None else f"trial {number}"
+        found = f"has no {what}" if rows.empty else f"has a {what} in several arms: {', '.join(rows.arm)}"
+        raise StudyError(f"Study {study.name} {found}{f' of arm {arm}' if arm else ''}. Name it FOLDER:ARM:NUMBER.")
+    row = rows.iloc[0]
+    shared = {name: study.meta["config"][name] for name in ("data", "teacher", "student", "train")}
+    config = from_dict(RunConfig, shared | {"method": row_settings(row)})
+    return replace(config, train=updated(config.train, epochs=arms[row.arm]["epochs"]))
+
+
+def run_distill(config: RunConfig, placement: Placement, out: str, log: Log) -> Payload:
     """Run one configuration in this process, from its checkpoint if an earlier attempt left one.
 
     Args:
         config: The run.
+        placement: What it is given.
         out: Folder for configuration, checkpoint, student and result, local or any that pyarrow.fs takes.
         log: Receives the lines that a user reads.
 
@@ -32,49 +111,65 @@ def run_distill(config: RunConfig, out: str, log: Log) -> Payload:
         The run's last report, as :func:`dfkt.training.run.run_job` makes it.
 
     Raises:
-        InputError: If anything that was asked for cannot be done, or ``out`` holds another run; nothing was trained then.
+        InputError: If anything that was asked for cannot be done, or ``out`` holds something else; nothing was trained then.
     """
     storage = Storage(out)
+    _check_free(config, storage)
     storage.check_writable()
     with storage.lock():
-        data = load_data(config.data)
-        student = build_student(config.student, data, seed=0)
-        schedule = build_schedule(config, len(student.taps), group_ends(student.taps))
-        if needs_teacher(config):
-            check_checkpoint(config.teacher, data)
-            match_taps(student.taps, build_student(config.teacher.network, data, seed=0).taps)
+        data = images_for(config.data, placement)
+        method, schedule = config.method, check_run(config, data)
         _claim(config, storage)
         for note in data.notes:
             log(f"note: {note}")
-        log(describe(schedule))
-        if needs_teacher(config):
-            publish_teacher(find_teacher(config.teacher, data.to(pick_device()), log), storage)
-        last: list[Payload] = []
-        job = Job(config, storage.path, storage.path, test=True)
-        line = ProgressLine()
-
-        def report(payload: Payload) -> None:
-            last[:] = [payload]
-            if payload["records"]:
-                line.show(config.method, payload["records"][-1])
-
-        run_job(job, report, device=pick_device())
-        line.clear()
-        payload = last[0] if last else json.loads(storage.read(RESULT_FILE) or b"{}")
+        log("\n".join(stage.describe() for stage in schedule))
+        if method.taught:
+            find_teacher(config.teacher, data, placement, log, storage)
+        payload = _train(Job(config, placement, storage.path, storage.path, test=True), storage)
     if "failure" in payload:
         log(f"failed: {payload['failure']}")
     else:
-        log(f"{config.method}: val {100 * payload['val_accuracy']:.2f} %, test {100 * payload['test_accuracy']:.2f} %")
+        log(f"{method.name}: val {100 * payload['val_accuracy']:.2f} %, test {100 * payload['test_accuracy']:.2f} %")
         log(f"student: {storage.path}/{STUDENT_FILE}, a state dict of {config.student.name}; result: {RESULT_FILE}")
     return payload
 
 
+def _train(job: Job, storage: Storage) -> Payload:
+    """Run a job and keep its last report with all records; one that is done already is read."""
+    kept = storage.read(RESULT_FILE)
+    if kept is not None:
+        payload: Payload = json.loads(kept)
+        return payload
+    records: dict[int, Any] = {}
+    last: Payload = {}
+    line = ProgressLine()
+
+    def report(payload: Payload) -> None:
+        last.clear()
+        last.update(payload)
+        records.update({record["index"]: record for record in payload["records"]})
+        if records:
+            line.show(job.config.method.name, records[max(records)])
+
+    run_job(job, report)
+    line.clear()
+    last["records"] = [records[index] for index in sorted(records)]
+    storage.write(RESULT_FILE, json.dumps(last).encode())
+    return last
+
+
+def _check_free(config: RunConfig, storage: Storage) -> None:
+    """Refuse a folder that holds another run, or files of such names that no run wrote."""
+    stored = storage.read(ABOUT_FILE)
+    if stored is not None:
+        if json.loads(stored)["key"] != config.key:
+            raise StudyError(f"Folder {storage.path} holds another run. Take another --out.")
+    elif foreign := [name for name in OWN_FILES if storage.exists(name)]:
+        raise StudyError(f"Folder {storage.path} holds {', '.join(foreign)}, but no {ABOUT_FILE}. Take another --out.")
+
+
 def _claim(config: RunConfig, storage: Storage) -> None:
-    """Write the run's configuration into its folder, unless another run's is there."""
-    wanted = replace(config, data=replace(config.data, root=""), teacher=replace(config.teacher, root=""))
-    about = {"key": config_key(wanted), "config": to_dict(config), **environment()}
-    stored = storage.read("run.json")
-    if stored is not None and json.loads(stored)["key"] != about["key"]:
-        raise StudyError(f"Folder {storage.path} holds another run. Take another --out.")
-    if stored is None:
-        storage.write("run.json", json.dumps(about, indent=1).encode())
+    """Write the run's configuration into its folder."""
+    if not storage.exists(ABOUT_FILE):
+        about = {"key": config.key, "config": to_dict(config), **environment()}
+        storage.write(ABOUT_FILE, json.dumps(about, indent=1).encode())

@@ -1,0 +1,1 @@
+"""Images: read, split, held in memory, and cut into batches."""

@@ -3,7 +3,8 @@
 A folder holds ``train/`` and, where there are any, ``val/`` and ``test/``, each with one sub-folder per class;
 or it holds the class folders itself. Decoded splits are kept as ``CACHE/KEY.npy``, where KEY hashes every file's
 relative path, size and modification time together with the decoding settings: a changed folder is decoded
-anew, a moved one is not. Caches are never removed here; deleting them is always safe.
+anew, a moved one is not. Kept arrays are mapped from their files, so nothing is read but what is copied from them.
+Caches are never removed here; deleting them is always safe.
 """
 
 from __future__ import annotations
@@ -11,26 +12,21 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image
-from tqdm import tqdm
 
+from dfkt.data.decode import decode_all, shorter_side
+from dfkt.data.source import Arrays, Source
 from dfkt.errors import DataError
-
-Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
-"""Images ``[N, H, W, C]`` and labels ``[N]`` of one split."""
 
 SPLITS = ("train", "val", "test")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 CACHE_VERSION = 1
 """To be raised whenever decoding gives other pixels than before."""
-CHUNK = 64
+_KNOWN_ENDINGS = f"Images end in {', '.join(EXTENSIONS)}."
 
 
 @dataclass(frozen=True)
@@ -43,18 +39,22 @@ class Listing:
     stamp: str
     """Hash of the files' relative paths, sizes and modification times."""
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files with their folder."""
+        return [self.folder / file for file in self.files]
 
-def read_folder(
-    folder: Path, cache: Path, *, size: int | None = None, test: bool = False
-) -> tuple[tuple[str, ...], dict[str, Arrays], list[str]]:
-    """Return classes, splits and notes of a folder of images, decoding what the cache does not hold.
+
+def read_folder(folder: Path, cache: Path, *, size: int | None = None) -> Source:
+    """Return what a folder of images has for training, decoding what the cache does not hold.
+
+    No image of ``test/`` is opened, only its class names are looked at.
 
     Args:
         folder: Folder with ``train/`` and optionally ``val/`` and ``test/``, or with the class folders themselves.
         cache: Folder for the decoded arrays; made if missing.
         size: Height and width in pixels; ``None`` takes the shorter side of the first training image. Other images
             are resized to that shorter side and cropped at the centre.
-        test: Decode ``test/`` too; otherwise only its class names are looked at.
 
     Raises:
         DataError: If there are fewer than two classes, an empty class, a class that ``train/`` lacks, or an image
@@ -68,21 +68,45 @@ def read_folder(
             f"`{folders['train']}` must hold one sub-folder for each of two or more classes, but has {found}."
         )
     for split, path in folders.items():
-        unknown = [name for name in _class_names(path) if name not in classes]
-        if unknown:
-            raise DataError(f"Every class of {split}/ must be in train/ too, but got {', '.join(unknown)} in {path}.")
-    listings = {s: list_images(p, classes) for s, p in folders.items() if test or s != "test"}
+        _check_classes(split, path, classes)
+    listings = {split: list_images(path, classes) for split, path in folders.items() if split != "test"}
     _check_filled(listings, classes)
 
-    splits: dict[str, Arrays] = {}
-    channels: int | None = None
-    places = []
-    for split, listing in listings.items():
-        images, place = read_images(listing, cache, size=size or _first_size(listing), channels=channels)
-        size, channels = images.shape[1], images.shape[3]  # val and test follow train
-        splits[split] = images, np.array(listing.labels, dtype=np.int64)
+    train, place = read_images(listings["train"], cache, size=size or _first_size(listings["train"]))
+    val, places = None, [place.name]
+    if "val" in listings:  # its size and channels follow train
+        images, place = read_images(listings["val"], cache, size=train.shape[1], channels=train.shape[3])
+        val = images, _labels(listings["val"])
         places.append(place.name)
-    return classes, splits, [f"decoded images are kept in {cache} ({', '.join(places)})"]
+    notes = [f"decoded images are kept in {cache} ({', '.join(places)})"]
+    if "test" not in folders:
+        notes.append("no test/ folder: a fifth of train was split off as test")
+    return Source(
+        folder.resolve().name, classes, (train, _labels(listings["train"])), val, owns_test="test" in folders,
+        padding=max(1, train.shape[1] // 8), flip=True, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def read_folder_test(folder: Path, cache: Path, classes: tuple[str, ...], *, size: int, channels: int) -> Arrays | None:
+    """Return the images under ``test/``, or ``None`` where there is no such folder.
+
+    Args:
+        folder: As for :func:`read_folder`.
+        cache: As for :func:`read_folder`.
+        classes: The classes of ``train/``.
+        size: Height and width of the training images.
+        channels: Theirs, 1 or 3.
+
+    Raises:
+        DataError: If it is empty, holds another class, or an image cannot be decoded.
+    """
+    path = find_splits(folder).get("test")
+    if path is None:
+        return None
+    _check_classes("test", path, classes)
+    listing = list_images(path, classes)
+    _check_not_empty("test", listing)
+    return read_images(listing, cache, size=size, channels=channels)[0], _labels(listing)
 
 
 def find_splits(folder: Path) -> dict[str, Path]:
@@ -116,7 +140,9 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
 def read_images(
     listing: Listing, cache: Path, *, size: int, channels: int | None = None
 ) -> tuple[NDArray[np.uint8], Path]:
-    """Return a split's images and the file that keeps them; of several processes at once only one decodes.
+    """Return a split's images, mapped from the file that keeps them, and that file.
+
+    Of several processes at once only one decodes.
 
     Args:
         listing: What to read.
@@ -138,75 +164,14 @@ def read_images(
         with FileLock(f"{path}.lock"):
             images = _load(path, expected)  # another process may have written it meanwhile
             if images is None:
-                images = decode_all(listing, size=size, channels=channels)
+                images = decode_all(listing.paths, size=size, channels=channels, title=listing.folder.name)
                 _save(path, images)
+                images = _map(path)  # the decoded copy is given up
     except OSError as error:
         raise DataError(
             f"The data root must be writable, but {cache} is not ({error}). Set another data root."
         ) from error
     return images, path
-
-
-def decode_all(listing: Listing, *, size: int, channels: int | None = None) -> NDArray[np.uint8]:
-    """Decode every image of a split in parallel, with a progress bar where someone is watching."""
-    count = len(listing.files)
-    images = np.empty((count, size, size, channels or 3), dtype=np.uint8)
-    grey = np.zeros(count, dtype=np.bool_)
-
-    def decode(start: int) -> int:
-        stop = min(start + CHUNK, count)
-        for i in range(start, stop):
-            image = decode_image(listing.folder / listing.files[i], size=size, channels=channels)
-            images[i], grey[i] = image, image.shape[2] == 1
-        return stop - start
-
-    bar = tqdm(total=count, desc=f"decoding {listing.folder.name}", unit="img", disable=None)
-    with bar, ThreadPool(os.cpu_count()) as pool:  # PIL decodes and resizes without holding the GIL
-        for done in pool.imap_unordered(decode, range(0, count, CHUNK)):
-            bar.update(done)
-    return np.ascontiguousarray(images[..., :1]) if grey.all() else images
-
-
-def decode_image(path: Path, *, size: int, channels: int | None = None) -> NDArray[np.uint8]:
-    """Return one image as ``[size, size, C]``: shorter side resized, centre cropped.
-
-    Raises:
-        DataError: If the file cannot be decoded.
-    """
-    try:
-        with Image.open(path) as opened:
-            image = _convert(opened, grey=opened.mode in GREY_MODES if channels is None else channels == 1)
-        short = min(image.size)
-        if short != size:
-            width, height = (max(size, round(side * size / short)) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        return np.asarray(image)[top : top + size, left : left + size].reshape(size, size, -1)
-    except Exception as error:  # PIL's decoders raise nearly anything on broken files
-        raise _broken(path, error) from error
-
-
-def _convert(image: Image.Image, *, grey: bool) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits; PIL would clip them at 255
-        high = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        image = Image.fromarray(high.astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("L" if grey else "RGB")
-
-
-def _first_size(listing: Listing) -> int:
-    path = listing.folder / listing.files[0]
-    try:
-        with Image.open(path) as image:
-            return min(image.size)
-    except Exception as error:  # as in decode_image
-        raise _broken(path, error) from error
-
-
-def _broken(path: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())
-    return DataError(f"Every image must be readable, but {path} is not ({reason}). Remove or replace it.")
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -229,26 +194,50 @@ def _scan(folder: Path | str, prefix: str) -> list[tuple[str, int, int]]:
     return found
 
 
+def _first_size(listing: Listing) -> int:
+    return shorter_side(listing.folder / listing.files[0])
+
+
+def _labels(listing: Listing) -> NDArray[np.int64]:
+    return np.array(listing.labels, dtype=np.int64)
+
+
+def _check_classes(split: str, folder: Path, classes: tuple[str, ...]) -> None:
+    unknown = [name for name in _class_names(folder) if name not in classes]
+    if unknown:
+        raise DataError(f"Every class of {split}/ must be in train/ too, but got {', '.join(unknown)} in {folder}.")
+
+
 def _check_filled(listings: dict[str, Listing], classes: tuple[str, ...]) -> None:
-    known = f"Images end in {', '.join(EXTENSIONS)}."
     for split, listing in listings.items():
-        if not listing.files:
-            raise DataError(f"The {split} split must hold images, but {listing.folder} has none. {known}")
+        _check_not_empty(split, listing)
     filled = set(listings["train"].labels)
     empty = [name for label, name in enumerate(classes) if label not in filled]
     if empty:
-        raise DataError(f"Every class must have training images, but {', '.join(empty)} has none. {known}")
+        raise DataError(f"Every class must have training images, but {', '.join(empty)} has none. {_KNOWN_ENDINGS}")
+
+
+def _check_not_empty(split: str, listing: Listing) -> None:
+    if not listing.files:
+        raise DataError(f"The {split} split must hold images, but {listing.folder} has none. {_KNOWN_ENDINGS}")
 
 
 def _load(path: Path, expected: tuple[int, int]) -> NDArray[np.uint8] | None:
-    """Return the array kept in ``path``, or ``None`` if it is missing or damaged."""
+    """Map the array kept in ``path``; ``None`` if it is missing or damaged."""
     count, size = expected
     try:
-        images: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+        images = _map(path)
     except (OSError, ValueError, EOFError):
         return None
     fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[:3] == (count, size, size)
     return images if fits and images.shape[3] in (1, 3) else None
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except OSError:  # some network file systems cannot map files
+        return np.asarray(np.load(path, allow_pickle=False))
 
 
 def _save(path: Path, images: NDArray[np.uint8]) -> None:

@@ -12,7 +12,6 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,8 @@ from filelock import FileLock
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from dfkt.data.source import Arrays, Source
 from dfkt.errors import DataError
-from dfkt.data.folder import Arrays
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a set gives before it is split: arrays by split, ``test`` missing where the set has none."""
-
-    title: str
-    classes: tuple[str, ...]
-    arrays: dict[str, Arrays]
-    owns_test: bool
-    padding: int
-    flip: bool
-    notes: tuple[str, ...] = ()
-
 
 _DIGITS = tuple("0123456789")
 _TORCHVISION: dict[str, tuple[str, Callable[..., Any], int, bool]] = {
@@ -49,35 +34,42 @@ _TORCHVISION: dict[str, tuple[str, Callable[..., Any], int, bool]] = {
 _UNREADABLE = (RuntimeError, OSError, ValueError, AssertionError, EOFError, KeyError, zlib.error)
 
 
-def read_known(name: str, root: Path, *, test: bool = False) -> Source:
-    """Return the set called ``name``: one of :data:`dfkt.config.KNOWN_SETS`; ``root`` is torchvision's folder.
+def read_known(name: str, root: Path) -> Source:
+    """Return the training images of a set of :data:`dfkt.config.KNOWN_SETS`; ``root`` is torchvision's folder.
 
     Raises:
         DataError: If it is not in ``root`` and cannot be downloaded.
     """
     if name == "digits":
-        return _read_digits()
+        return Source("digits", _DIGITS, _read_digits(), None, owns_test=False, padding=1, flip=False)
     title, _, padding, flip = _TORCHVISION[name]
-    arrays, classes = {}, _DIGITS
-    for split in ("train", "test") if test else ("train",):
-        found = _open_known(name, root, split)
-        images = np.asarray(found.data)
-        if name == "svhn":
-            images = images.transpose(0, 2, 3, 1)
-        elif images.ndim == 3:
-            images = images[..., None]
-        labels = found.labels if name == "svhn" else found.targets
-        arrays[split] = np.ascontiguousarray(images), np.asarray(labels, dtype=np.int64)
-        classes = tuple(found.classes) if name.startswith("cifar") else _DIGITS
-    return Source(title, classes, arrays, owns_test=True, padding=padding, flip=flip)
+    found = _open_known(name, root, "train")
+    classes = tuple(found.classes) if name.startswith("cifar") else _DIGITS
+    return Source(title, classes, _arrays(name, found), None, owns_test=True, padding=padding, flip=flip)
 
 
-def _read_digits() -> Source:
+def read_known_test(name: str, root: Path) -> Arrays | None:
+    """Return the test images of a set of :data:`dfkt.config.KNOWN_SETS`, or ``None`` if it has no such split.
+
+    Raises:
+        DataError: As for :func:`read_known`.
+    """
+    return None if name == "digits" else _arrays(name, _open_known(name, root, "test"))
+
+
+def _arrays(name: str, found: Any) -> Arrays:
+    """Return views of the arrays that torchvision holds, channels last."""
+    images = np.asarray(found.data)
+    if name == "svhn":
+        return images.transpose(0, 2, 3, 1), np.asarray(found.labels, dtype=np.int64)
+    return images[..., None] if images.ndim == 3 else images, np.asarray(found.targets, dtype=np.int64)
+
+
+def _read_digits() -> Arrays:
     """Return scikit-learn's 1797 grey 8x8 digits, grey values 0..16 scaled to 0..255."""
     bunch = load_digits()
     grey = np.floor(bunch.images * (255 / 16) + 0.5).astype(np.uint8)[..., None]
-    arrays = {"train": (grey, bunch.target.astype(np.int64))}
-    return Source("digits", _DIGITS, arrays, owns_test=False, padding=1, flip=False)
+    return grey, bunch.target.astype(np.int64)
 
 
 def _open_known(name: str, root: Path, split: str) -> Any:

@@ -1,0 +1,1 @@
+"""Every method, ours and the baselines: one method, one file, one class."""

@@ -1,29 +1,32 @@
-"""FSP matrices and the flow loss: pure functions of tensors.
+"""FSP matrices and the flow loss: functions of tensors.
 
 Shapes: B images, M and N channels of the lower and the upper tap, H x W grid.
 
 The flow loss of many pairs is computed grid by grid. All lower maps that meet on one grid are pooled to it
 and laid side by side, likewise the upper ones; one batched matrix product then holds the FSP matrix of every
 pair as a block. Sums over blocks are two more, tiny, products. So a dense pattern costs hardly more than one pair.
+What follows from pairs and shapes alone is planned once and kept (:class:`FlowLoss`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dfkt.config import FlowNorm
+from dfkt.config import check_choice, check_rule
 from dfkt.errors import FlowShapeError
 from dfkt.methods.patterns import FlowPair
 
-EPSILON = 1e-8
-"""Smallest squared norm of a teacher's FSP matrix that a relative loss divides by."""
+FlowNorm = Literal["relative", "unit", "mean", "sum"]
+FLOW_NORMS: tuple[FlowNorm, ...] = get_args(FlowNorm)
+Taps = Mapping[int, Tensor]
 
 
 def fsp_matrix(lower: Tensor, upper: Tensor) -> Tensor:
@@ -53,107 +56,162 @@ def fsp_matrix(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def flow_loss(
-    teacher: Mapping[int, Tensor],
-    student: Mapping[int, Tensor],
-    pairs: Sequence[FlowPair],
-    weights: Sequence[float],
-    norm: FlowNorm = "relative",
+    teacher: Taps, student: Taps, pairs: Sequence[FlowPair], weights: Sequence[float], norm: FlowNorm = "relative"
 ) -> Tensor:
-    """Return the flow loss between two networks, averaged over images and summed over pairs.
-
-    ``L = 1/B * sum over b, p of  weights[p] * d_p(b)``, where with the FSP matrices ``T`` and ``S`` of pair p
-
-    - ``sum``: ``d = ||T - S||_F^2``, the literal squared Frobenius norm;
-    - ``mean``: that over the number of entries, ``M * N``;
-    - ``relative``: that over the teacher's ``||T||_F^2``, so that a weight means the same in every pair and data set;
-    - ``unit``: ``||T / ||T||_F - S / ||S||_F||_F^2``, which does not ask for the teacher's size of activations.
-
-    Larger lower grids are max-pooled to the upper one. No gradient reaches the teacher.
-
-    Args:
-        teacher: Activations by tap, ``[B, C, H, W]`` each; channels agree with the student's, grids need not.
-        student: Activations by tap.
-        pairs: (lower tap, upper tap) of each flow pair.
-        weights: One weight per pair, not negative.
-        norm: How a pair's distance is normalised.
-
-    Returns:
-        Scalar, float32 (float64 for float64 input).
-
-    Raises:
-        FlowShapeError: If batch sizes or channels differ, or an upper grid is larger than a lower one.
-
-    References:
-        Yim et al., CVPR 2017, Eq. 2 is ``sum``; ``mean``, ``relative`` and ``unit`` are this project's.
-        Two public implementations differ from Eq. 2: one adds unsquared column norms, the other pools by averaging.
+    """Return the flow loss between two networks once; a stage keeps a :class:`FlowLoss`, which says what it is.
 
     Example:
         >>> teacher = {0: torch.ones(4, 2, 8, 8), 1: torch.ones(4, 3, 8, 8)}
         >>> flow_loss(teacher, {0: 2 * teacher[0], 1: teacher[1]}, [(0, 1)], [1.0], "mean").item()
         1.0
     """
-    for tap in {tap for pair in pairs for tap in pair}:
+    return FlowLoss(pairs, weights, norm)(teacher, student)
+
+
+class FlowLoss:
+    """The flow loss between two networks, averaged over images and summed over pairs.
+
+    ``L = 1/B * sum over b, p of  weights[p] * d_p(b)``, where with the FSP matrices ``T`` and ``S`` of pair p
+
+    - ``sum``: ``d = ||T - S||_F^2``, the literal squared Frobenius norm;
+    - ``mean``: that over the number of entries, ``M * N``;
+    - ``relative``: that over the teacher's ``||T||_F^2``, so that a weight means the same in every pair and data set,
+      whatever the size of activations; where ``T`` is exactly zero, ``d = 0``;
+    - ``unit``: ``||T / ||T||_F - S / ||S||_F||_F^2``, which does not ask for the teacher's size of activations; a matrix
+      that is exactly zero stays zero and gets no gradient.
+
+    Larger lower grids are max-pooled to the upper one. No gradient reaches the teacher.
+
+    Args:
+        pairs: (lower tap, upper tap) of each flow pair.
+        weights: One weight per pair, not negative.
+        norm: How a pair's distance is normalised.
+
+    Raises:
+        ConfigError: If there are no pairs, another number of weights, or the norm is unknown.
+
+    References:
+        Yim et al., CVPR 2017, Eq. 2 is ``sum``; ``mean``, ``relative`` and ``unit`` are this project's.
+        Two public implementations differ from Eq. 2: one adds unsquared column norms, the other pools by averaging.
+    """
+
+    def __init__(self, pairs: Sequence[FlowPair], weights: Sequence[float], norm: FlowNorm = "relative") -> None:
+        check_rule(0 < len(pairs) == len(weights), "one weight per flow pair", pairs=len(pairs), weights=len(weights))
+        check_choice("norm", norm, FLOW_NORMS)
+        self.pairs, self.weights, self.norm = tuple(pairs), tuple(weights), norm
+        self.taps = tuple(sorted({tap for pair in pairs for tap in pair}))
+        self._plans: dict[tuple[Any, ...], list[_Grid]] = {}
+
+    def __call__(self, teacher: Taps, student: Taps) -> Tensor:
+        """Return the loss.
+
+        Args:
+            teacher: Activations by tap, ``[B, C, H, W]`` each; channels agree with the student's, grids need not.
+            student: Activations by tap.
+
+        Returns:
+            Scalar, float32 (float64 for float64 input).
+
+        Raises:
+            FlowShapeError: If batch sizes or channels differ, or an upper grid is larger than a lower one.
+        """
+        pooled = dict(teacher), dict(student)
+        total = torch.zeros((), device=student[self.pairs[0][0]].device)
+        for grid in self._plan(teacher, student):
+            maps: list[list[Tensor]] = []
+            for taps, kept, side in zip((teacher, student), pooled, (grid.teacher, grid.student), strict=True):
+                kept |= {i: _pool(kept[i] if _divides(side, kept[i]) else taps[i], *side) for i in grid.lowers}
+                maps += [[kept[i] for i in grid.lowers], [taps[j] for j in grid.uppers]]
+            for chunk in _chunks(maps, grid.chunk):
+                total = total + self._distance(chunk, grid)
+        return total / student[self.pairs[0][0]].shape[0]
+
+    def _plan(self, teacher: Taps, student: Taps) -> list[_Grid]:
+        """Return what follows from the shapes, kept from step to step."""
+        some = student[self.pairs[0][0]]
+        dtype = torch.float64 if some.dtype == torch.float64 else torch.float32
+        shapes = tuple((teacher[tap].shape, student[tap].shape) for tap in self.taps)
+        key = (shapes, some.device, dtype)
+        if key not in self._plans:
+            with torch.inference_mode(False):  # what was made under it could not be used in a later backward pass
+                self._plans[key] = list(_plan_grids(self, teacher, student, some.device, dtype))
+        return self._plans[key]
+
+    def _distance(self, maps: list[list[Tensor]], grid: _Grid) -> Tensor:
+        """Return the weighted sum of distances over all pairs that meet on one grid and over the images."""
+        teacher_lowers, teacher_uppers, student_lowers, student_uppers = maps
+        with torch.no_grad():
+            target = _fsp(teacher_lowers, teacher_uppers)
+        matrices = _fsp(student_lowers, student_uppers)
+        if self.norm == "unit":
+            ours, theirs = (grid.block_sums(m.square()) for m in (matrices, target))
+            cosines = grid.block_sums(matrices * target) * (_or_infinite(ours).rsqrt() * _or_infinite(theirs).rsqrt())
+            distances = (ours != 0).to(ours) + (theirs != 0).to(ours) - 2 * cosines
+        else:
+            distances = grid.block_sums((matrices - target).square())
+        if self.norm == "relative":
+            distances = distances / _or_infinite(grid.block_sums(target.square()))
+        return (grid.weights * distances).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """The flow pairs whose upper taps lie on one grid, the student's and the teacher's."""
+
+    student: tuple[int, ...]
+    teacher: tuple[int, ...]
+    lowers: tuple[int, ...]
+    uppers: tuple[int, ...]
+    weights: Tensor
+    """``[lowers, uppers]``, zero where there is no pair."""
+    rows: Tensor
+    """``[lowers, sum of M]``: one where a row of the block matrix belongs to a lower tap."""
+    columns: Tensor
+    """``[uppers, sum of N]``, likewise."""
+    chunk: int
+    """Images at a time, so that nothing outgrows the largest activation."""
+
+    def block_sums(self, matrix: Tensor) -> Tensor:
+        """Sum a block matrix ``[B, sum of M, sum of N]`` block by block: ``[B, lowers, uppers]``."""
+        if len(self.lowers) == len(self.uppers) == 1:
+            return matrix.sum((1, 2), keepdim=True)
+        return self.rows @ (matrix @ self.columns.T)
+
+
+def _plan_grids(
+    loss: FlowLoss, teacher: Taps, student: Taps, device: torch.device, dtype: torch.dtype
+) -> Iterator[_Grid]:
+    """Group the pairs by the grids of their upper taps; largest grids first."""
+    for tap in loss.taps:
         if teacher[tap].shape[:2] != student[tap].shape[:2]:
             raise FlowShapeError(
                 f"Images and channels of teacher and student must agree, but tap {tap} has "
                 f"{tuple(teacher[tap].shape[:2])} and {tuple(student[tap].shape[:2])}."
             )
-    pooled = {id(taps): dict(taps) for taps in (teacher, student)}
-    largest = max(student[tap][0].numel() for pair in pairs for tap in pair)
-    total = torch.zeros((), device=student[pairs[0][0]].device)
-    for grid, members in _by_grid(student, teacher, pairs):
-        lowers, uppers = (sorted({pairs[p][end] for p in members}) for end in (0, 1))
-        factors = tuple(tuple(sum(weights[p] for p in members if pairs[p] == (i, j)) for j in uppers) for i in lowers)
-        maps: list[list[Tensor]] = []
-        for taps, side in ((teacher, grid[2:]), (student, grid[:2])):
-            kept = pooled[id(taps)]
-            kept |= {i: _pool(kept[i] if _divides(side, kept[i]) else taps[i], *side) for i in lowers}
-            maps += [[kept[i] for i in lowers], [taps[j] for j in uppers]]
-        for part in _parts(maps, largest):
-            total = total + _grid_loss(part, factors, norm)
-    return total / student[pairs[0][0]].shape[0]
+    groups: dict[tuple[int, ...], dict[FlowPair, float]] = {}
+    for pair, weight in zip(loss.pairs, loss.weights, strict=True):
+        grid = (*student[pair[1]].shape[2:], *teacher[pair[1]].shape[2:])
+        group = groups.setdefault(grid, {})
+        group[pair] = group.get(pair, 0) + weight
+    largest = max(student[tap][0].numel() for tap in loss.taps)
+    for grid, group in sorted(groups.items(), reverse=True):
+        lowers, uppers = (tuple(sorted({pair[end] for pair in group})) for end in (0, 1))
+        heights, widths = ([student[tap].shape[1] for tap in taps] for taps in (lowers, uppers))
+        weights = torch.tensor([[group.get((i, j), 0.0) for j in uppers] for i in lowers], dtype=dtype)
+        if loss.norm == "mean":
+            weights = weights * torch.tensor([[1 / (h * w) for w in widths] for h in heights], dtype=dtype)
+        rows, columns = (torch.block_diag(*(torch.ones(1, n) for n in sizes)) for sizes in (heights, widths))
+        most = max(max(sum(heights), sum(widths)) * math.prod(grid[:2]), sum(heights) * sum(widths))
+        yield _Grid(
+            student=grid[:2], teacher=grid[2:], lowers=lowers, uppers=uppers, weights=weights.to(device),
+            rows=rows.to(device, dtype), columns=columns.to(device, dtype),
+            chunk=max(1, len(student[lowers[0]]) * largest // most),
+        )  # fmt: skip
 
 
-def _grid_loss(maps: list[list[Tensor]], factors: tuple[tuple[float, ...], ...], norm: FlowNorm) -> Tensor:
-    """Return the weighted sum of distances over all pairs that meet on one grid and over the images."""
-    teacher_lowers, teacher_uppers, student_lowers, student_uppers = maps
-    with torch.no_grad():
-        target = _fsp(teacher_lowers, teacher_uppers)
-    heights = tuple(t.shape[1] for t in student_lowers)
-    widths = tuple(t.shape[1] for t in student_uppers)
-    weight = _constant(factors, target.device, target.dtype)
-    matrices = _fsp(student_lowers, student_uppers)
-    if norm == "unit":
-        scale = _block_sums(matrices.square(), heights, widths) * _block_sums(target.square(), heights, widths)
-        cosines = _block_sums(matrices * target, heights, widths) * scale.clamp_min(EPSILON**2).rsqrt()
-        distances = 2 - 2 * cosines
-    else:
-        distances = _block_sums((matrices - target).square(), heights, widths)
-    if norm == "relative":
-        distances = distances / _block_sums(target.square(), heights, widths).clamp_min(EPSILON)
-    if norm == "mean":
-        entries = tuple(tuple(1 / (h * w) for w in widths) for h in heights)
-        weight = weight * _constant(entries, target.device, target.dtype)
-    return (weight * distances).sum()
-
-
-def _block_sums(matrix: Tensor, heights: tuple[int, ...], widths: tuple[int, ...]) -> Tensor:
-    """Sum a block matrix ``[B, sum of heights, sum of widths]`` block by block: ``[B, len(heights), len(widths)]``."""
-    if len(heights) == len(widths) == 1:
-        return matrix.sum((1, 2), keepdim=True)
-    rows, columns = (_members(sizes, matrix.device, matrix.dtype) for sizes in (heights, widths))
-    return rows @ (matrix @ columns.T)
-
-
-@lru_cache(maxsize=256)
-def _members(sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return ``[len(sizes), sum of sizes]``: one where an entry belongs to a block. Kept, so that no step sends it anew."""
-    return torch.block_diag(*(torch.ones(1, size) for size in sizes)).to(device, dtype)
-
-
-@lru_cache(maxsize=256)
-def _constant(values: tuple[tuple[float, ...], ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)
+def _or_infinite(squares: Tensor) -> Tensor:
+    """Return squared norms to divide by: what was exactly zero, by infinity, so that nothing comes of it."""
+    return squares.masked_fill(squares == 0, math.inf)
 
 
 def _fsp(lowers: list[Tensor], uppers: list[Tensor]) -> Tensor:
@@ -209,25 +267,9 @@ def _divides(grid: Sequence[int], maps: Tensor) -> bool:
     return maps.shape[2] % grid[0] == 0 and maps.shape[3] % grid[1] == 0
 
 
-def _by_grid(
-    student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], pairs: Sequence[FlowPair]
-) -> list[tuple[tuple[int, ...], list[int]]]:
-    """Group the pairs' numbers by the grids, the student's and the teacher's, of their upper taps; largest grids first."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, (_, upper) in enumerate(pairs):
-        grid = (*student[upper].shape[2:], *teacher[upper].shape[2:])
-        groups.setdefault(grid, []).append(number)
-    return sorted(groups.items(), reverse=True)
-
-
-def _parts(maps: list[list[Tensor]], largest: int) -> Iterator[list[list[Tensor]]]:
-    """Cut the batch so that neither the joined maps nor the FSP matrices outgrow the largest activation."""
-    lowers, uppers = maps[-2:]
-    images = uppers[0].shape[0]
-    m, n = (sum(t.shape[1] for t in taps) for taps in (lowers, uppers))
-    most = max(max(m, n) * uppers[0].shape[2:].numel(), m * n)
-    size = max(1, images * largest // most)
-    if size >= images:
+def _chunks(maps: list[list[Tensor]], size: int) -> Iterator[list[list[Tensor]]]:
+    """Cut the batch into chunks; one that needs no cut is passed on as it is."""
+    if size >= maps[-1][0].shape[0]:
         yield maps
         return
     pieces = [[t.split(size) for t in taps] for taps in maps]

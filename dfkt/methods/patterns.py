@@ -38,6 +38,18 @@ def pattern_name(family: str, span: int | None = None) -> str:
     return f"{family}-{span}" if family in SPANNED and span is not None else family
 
 
+def pattern_names(num_taps: int) -> tuple[str, ...]:
+    """Return every name that :func:`flow_pairs` knows for so many taps.
+
+    Example:
+        >>> pattern_names(3)
+        ('adjacent', 'group-ends', 'from-bottom', 'to-top', 'dense', 'dense-1', 'dense-2', 'sliding-1', 'sliding-2')
+    """
+    whole = [family for family in FAMILIES if family != "sliding"]
+    spans = [pattern_name(family, span) for family in ("dense", "sliding") for span in range(1, num_taps)]
+    return (*whole, *spans)
+
+
 def flow_pairs(pattern: str, num_taps: int, group_ends: Sequence[int] = ()) -> tuple[FlowPair, ...]:
     """Return a pattern's flow pairs, ordered by upper, then lower tap.
 

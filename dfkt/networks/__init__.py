@@ -1,0 +1,1 @@
+"""Networks: built by name, read at taps, cut off behind them."""

@@ -1,4 +1,4 @@
-"""The ResNets, and the one table from a network's name to its constructor.
+"""The one table from a network's name to its constructor, and where a network's taps are.
 
 Three kinds of names are known: ``resnetN`` with N = 6n+2 (the networks of the method's own experiments),
 ``torchvision:NAME`` for torchvision's classifiers, and ``package.module:function`` for anything else. Every
@@ -8,116 +8,29 @@ network maps images ``[B, C, H, W]`` to logits ``[B, num_classes]``; no weights 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
 import torchvision
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from dfkt.config import NetworkConfig
-from dfkt.errors import NetworkError, TapError, one_line
-
-
-def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut around them; ReLU after the addition.
-
-    The shortcut has no parameters (option A): every ``stride``-th row and column of the input, with channels of
-    zeros appended. In-place operations only touch tensors made inside the block, never its input.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = _conv3x3(in_channels, out_channels, stride)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = _conv3x3(out_channels, out_channels)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.stride = stride
-        self.added_channels = out_channels - in_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's activation, ``[B, out_channels, ceil(H / stride), ceil(W / stride)]``."""
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        if self.stride != 1:
-            x = x[:, :, :: self.stride, :: self.stride]
-        if self.added_channels:
-            x = F.pad(x, (0, 0, 0, 0, 0, self.added_channels))
-        out += x
-        return F.relu(out, inplace=True)
-
-
-class ResNet(nn.Module):
-    """ResNet of depth 6n+2 for small images: a stem, three groups of n basic blocks, and a linear classifier.
-
-    Convolutions are drawn from a normal distribution with variance ``2 / fan_out`` (MSRA, ``fan_out`` =
-    9 * output channels), the classifier with variance ``1 / fan_in`` and a bias of zero.
-
-    Args:
-        depth: Number of layers with weights, 8, 14, 20, 26, 32, …
-        num_classes: Number of logits.
-        in_channels: Channels of the images.
-        width: Multiplies the groups' channels 16, 32, 64; rounded, at least 1.
-
-    Raises:
-        NetworkError: If the depth is not 6n+2 with n >= 1.
-
-    References:
-        He et al., "Deep residual learning for image recognition", 2015, Sec. 4.2, shortcut option A.
-
-    Example:
-        >>> ResNet(8, num_classes=10).taps
-        ('stem', 'layer1.0', 'layer2.0', 'layer3.0')
-    """
-
-    def __init__(self, depth: int, *, num_classes: int, in_channels: int = 3, width: float = 1.0) -> None:
-        super().__init__()
-        blocks, rest = divmod(depth - 2, 6)
-        if blocks < 1 or rest:
-            near = max(8, 6 * round((depth - 2) / 6) + 2)
-            raise NetworkError(f"`depth = 6n+2, n >= 1` must hold, but got resnet{depth}. The nearest is resnet{near}.")
-        channels = [max(1, round(base * width)) for base in (16, 32, 64)]
-        parts = {"conv": _conv3x3(in_channels, channels[0]), "bn": nn.BatchNorm2d(channels[0])}
-        self.stem = nn.Sequential(OrderedDict(parts, relu=nn.ReLU(inplace=True)))
-        self.layer1 = self._group(channels[0], channels[0], blocks, stride=1)
-        self.layer2 = self._group(channels[0], channels[1], blocks, stride=2)
-        self.layer3 = self._group(channels[1], channels[2], blocks, stride=2)
-        self.fc = nn.Linear(channels[2], num_classes)
-        self.taps: tuple[str, ...] = ("stem", *(f"layer{g}.{b}" for g in (1, 2, 3) for b in range(blocks)))
-        """Behind the stem, then behind every block, from bottom to top."""
-        self._initialise()
-
-    @staticmethod
-    def _group(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-        first = BasicBlock(in_channels, out_channels, stride)
-        return nn.Sequential(first, *(BasicBlock(out_channels, out_channels) for _ in range(blocks - 1)))
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.kaiming_normal_(self.fc.weight, mode="fan_in", nonlinearity="linear")
-        nn.init.zeros_(self.fc.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[B, num_classes]`` of images ``[B, in_channels, H, W]``."""
-        x = self.layer3(self.layer2(self.layer1(self.stem(x))))
-        logits: Tensor = self.fc(x.mean((2, 3)))
-        return logits
-
+from dfkt.errors import ConfigError, NetworkError, TapError, one_line
+from dfkt.imports import import_name
+from dfkt.networks.resnet import ResNet
+from dfkt.networks.suggest import suggest_taps
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     f"resnet{depth}": partial(ResNet, depth) for depth in (8, 14, 20, 26, 32, 44, 56, 110)
 }
 """The networks that dfkt brings along; any other ``resnetN`` with N = 6n+2 is built on demand."""
+
+
+_OWN = re.compile(r"resnet(\d+)")
+_LIBRARIES = ("torchvision", "timm")
+"""What stands for a library before the colon of a network's name, not for a module."""
 
 
 def _torchvision_names() -> list[str]:
@@ -133,6 +46,42 @@ def network_names() -> tuple[str, ...]:
         ('resnet8', 'resnet14', 'resnet20')
     """
     return (*NETWORKS, *(f"torchvision:{name}" for name in _torchvision_names()))
+
+
+def split_network_pair(pair: str) -> tuple[str, str]:
+    """Return the two names of ``TEACHER:STUDENT``.
+
+    A name has a colon of its own, as in ``torchvision:NAME`` and ``package.module:function``, unless it is a
+    ``resnetN``; so no module of a pair can be called ``resnetN``, and no function ``torchvision`` or ``timm``.
+
+    Raises:
+        ConfigError: If the text is not two such names.
+
+    Example:
+        >>> split_network_pair("torchvision:resnet18:resnet8")
+        ('torchvision:resnet18', 'resnet8')
+        >>> split_network_pair("mynet:large:mynet:small")
+        ('mynet:large', 'mynet:small')
+    """
+    names: list[str] = []
+    words = iter(pair.split(":"))
+    for word in words:
+        names.append(word if _OWN.fullmatch(word) else f"{word}:{next(words, '')}")
+    if len(names) != 2 or not all(map(_is_network_name, names)):
+        raise ConfigError(
+            f"`TEACHER:STUDENT` must be two of resnetN, torchvision:NAME and package.module:function, but got {pair!r}."
+        )
+    return names[0], names[1]
+
+
+def _is_network_name(name: str) -> bool:
+    """Return whether a text has the form of a network's name, whether or not there is such a network."""
+    before, colon, behind = name.partition(":")
+    if not colon:
+        return _OWN.fullmatch(name) is not None
+    if before in _LIBRARIES:
+        return bool(behind)
+    return all(word.isidentifier() for word in (*before.split("."), behind)) and behind not in _LIBRARIES
 
 
 def build_network(config: NetworkConfig, *, num_classes: int, in_channels: int) -> nn.Module:
@@ -152,7 +101,7 @@ def build_network(config: NetworkConfig, *, num_classes: int, in_channels: int) 
         >>> network(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    own = re.fullmatch(r"resnet(\d+)", config.name)
+    own = _OWN.fullmatch(config.name)
     if own:
         build = NETWORKS.get(config.name, partial(ResNet, int(own[1])))
         try:
@@ -214,11 +163,10 @@ def _replace_first_conv(network: nn.Module, in_channels: int) -> None:
 
 def _from_import(name: str, num_classes: int, in_channels: int) -> nn.Module:
     """Call ``package.module:function`` with those of ``num_classes`` and ``in_channels`` that it takes."""
-    module_name, _, function_name = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # a module may raise anything while it is imported
-        raise NetworkError(f"Cannot import network {name!r}: {one_line(error)}.") from error
+        function = import_name(name)
+    except ConfigError as error:
+        raise NetworkError(str(error)) from error
     try:
         takes = inspect.signature(function).parameters
         anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
@@ -231,14 +179,21 @@ def _from_import(name: str, num_classes: int, in_channels: int) -> nn.Module:
     return network
 
 
-def network_taps(network: nn.Module, config: NetworkConfig) -> tuple[str, ...]:
+def network_taps(
+    network: nn.Module, config: NetworkConfig, input_shape: tuple[int, int, int] | None = None
+) -> tuple[str, ...]:
     """Return the module paths of a network's taps, from bottom to top.
 
     ``config.taps`` if given; else the network's own ``taps``; else, for a network built like torchvision's
     ResNets, ``maxpool`` and every block of ``layer1`` … ``layer4``.
 
+    Args:
+        network: Left as it is.
+        config: The taps that were asked for, if any.
+        input_shape: Channels, height and width of an image, for the suggestions; ``None`` tries usual sizes.
+
     Raises:
-        TapError: If none of these applies; the message lists modules that could be named.
+        TapError: If none of these applies; the message lists modules that can be named.
 
     Example:
         >>> network_taps(build_network(NetworkConfig(name="resnet8"), num_classes=2, in_channels=3), NetworkConfig())
@@ -253,21 +208,7 @@ def network_taps(network: nn.Module, config: NetworkConfig) -> tuple[str, ...]:
     if hasattr(network, "maxpool") and all(isinstance(group, nn.Sequential) for group in groups.values()):
         blocks = (f"{name}.{b}" for name, group in groups.items() if group is not None for b in range(len(group)))
         return ("maxpool", *blocks)
-    candidates = ", ".join(_tap_candidates(network)) or "none with a convolution"
+    suggested = ", ".join(suggest_taps(network, input_shape)) or "none was found that could be"
     raise TapError(
-        f"{type(network).__name__} does not know its taps; name them, from bottom to top, such as: {candidates}."
+        f"{type(network).__name__} does not know its taps; name them, from bottom to top, such as: {suggested}."
     )
-
-
-def _tap_candidates(network: nn.Module, limit: int = 8) -> list[str]:
-    """Return paths of modules with convolutions in them, evenly spread, as deep as needed to have a choice."""
-    convolutional = [p for p, m in network.named_modules() if p and any(isinstance(c, nn.Conv2d) for c in m.modules())]
-    found: list[str] = []
-    for depth in range(1, 5):
-        shallow = [p for p in convolutional if p.count(".") < depth]
-        found = [p for p in shallow if not any(q.startswith(f"{p}.") for q in shallow)]
-        if len(found) >= 4:
-            break
-    if len(found) <= limit:
-        return found
-    return [found[round(k * (len(found) - 1) / (limit - 1))] for k in range(limit)]

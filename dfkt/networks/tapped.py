@@ -7,23 +7,49 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dfkt.networks.cut import cut, fold_batchnorm, parameters_below
+from dfkt.networks.cut import cut, parameters_below
+from dfkt.networks.fold import fold_batchnorm
 from dfkt.networks.taps import Tap, measure_taps
 
 
 class TappedNetwork:
-    """A network with its taps, and the parts of it that end at some of them, each cut once and kept."""
+    """A network with its taps, and the parts of it that end at some of them, each cut once and kept.
+
+    Args:
+        network: Shared with the parts.
+        names: Module paths of the taps, from bottom to top. Without any, nothing is measured, and the network may be
+            one that no tap could be read from.
+        input_shape: Channels, height and width of an image.
+
+    Raises:
+        TapError: As :func:`measure_taps`.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 9, 3))
+        >>> TappedNetwork(network, ["1"], (3, 8, 8)).taps
+        (Tap(name='1', channels=5, height=6, width=6),)
+        >>> TappedNetwork(network, (), (3, 8, 8)).taps
+        ()
+    """
 
     def __init__(self, network: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int]) -> None:
         self.network = network
         self.taps: tuple[Tap, ...] = measure_taps(network, names, input_shape)
+        """What was measured at ``names``."""
         self._cuts: dict[tuple[tuple[int, ...], bool], nn.Module] = {}
 
     def part(self, taps: tuple[int, ...], logits: bool) -> nn.Module:
-        """Return the part that computes some taps (keys ``"0"``, ``"1"``, …) and, where asked for, the logits."""
+        """Return the part that computes some taps (keys ``"0"``, ``"1"``, …) and, where asked for, the logits.
+
+        Logits alone are the whole network's, which need not be traceable.
+
+        Raises:
+            TapError: As :func:`cut`; also if neither taps nor logits are asked for.
+        """
         if (taps, logits) not in self._cuts:
             names = {self.taps[tap].name: str(tap) for tap in taps}
-            part = cut(self.network, names, logits=logits) if taps else _WholeNetwork(self.network)
+            whole = logits and not taps
+            part = _WholeNetwork(self.network) if whole else cut(self.network, names, logits=logits)
             self._cuts[taps, logits] = part
         return self._cuts[taps, logits]
 
@@ -33,11 +59,20 @@ class TappedNetwork:
 
 
 class FrozenTeacher(TappedNetwork):
-    """A teacher for inference: evaluation mode, batch norms folded into the convolutions, no gradient, ever."""
+    """A copy for inference: evaluation mode, batch norms folded into the convolutions, no gradient, ever.
+
+    Args:
+        network: Left as it is.
+        names: Module paths of the taps, from bottom to top; none for what is read at its logits only.
+        input_shape: Channels, height and width of an image.
+
+    Raises:
+        TapError: As :func:`measure_taps`.
+    """
 
     def __init__(self, network: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int]) -> None:
-        folded = fold_batchnorm(network.eval(), names).requires_grad_(False).to(memory_format=torch.channels_last)
-        super().__init__(folded.eval(), names, input_shape)
+        folded = fold_batchnorm(network, names).to(memory_format=torch.channels_last)
+        super().__init__(folded, names, input_shape)
 
 
 class _WholeNetwork(nn.Module):

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import torch
@@ -34,6 +34,28 @@ class Tap:
         return self.height, self.width
 
 
+@dataclass(frozen=True)
+class StudentTaps:
+    """What a method's schedule needs to know of a student's taps; none for a method that reads none.
+
+    Example:
+        >>> StudentTaps.of([Tap("t", 1, size, size) for size in (8, 8, 8, 4, 4)])
+        StudentTaps(count=5, group_ends=(0, 2, 4))
+        >>> StudentTaps.of(())
+        StudentTaps(count=0, group_ends=())
+    """
+
+    count: int
+    """Number of taps."""
+    group_ends: tuple[int, ...]
+    """Tap 0 and the last tap of every group of equal grids, as :func:`group_ends` gives them."""
+
+    @classmethod
+    def of(cls, taps: Sequence[Tap]) -> StudentTaps:
+        """Return the number and the group ends of measured taps."""
+        return cls(len(taps), group_ends(taps))
+
+
 @contextmanager
 def modes_kept(network: nn.Module) -> Iterator[None]:
     """Give every module its own training or evaluation mode back, also where they differ."""
@@ -55,12 +77,47 @@ def find_module(network: nn.Module, name: str) -> nn.Module:
     return paths[name]
 
 
+def record_calls(
+    network: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int]
+) -> list[tuple[str, list[int] | None]]:
+    """Run a network once and return what the named modules gave, in the order in which they ended.
+
+    The pass is of zeros, in evaluation mode, without gradient. Whatever the forward pass raises is raised.
+
+    Args:
+        network: Left as it is, modes, running statistics and hooks included.
+        names: Module paths; a module that runs twice is listed twice.
+        input_shape: Channels, height and width of an image.
+
+    Returns:
+        Pairs of a path and the shape of what its module returned, ``None`` where that is no tensor.
+    """
+    calls: list[tuple[str, list[int] | None]] = []
+
+    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            calls.append((name, list(output.shape) if isinstance(output, torch.Tensor) else None))
+
+        return hook
+
+    like = next(network.parameters(), torch.zeros(()))
+    hooks = [find_module(network, name).register_forward_hook(record(name)) for name in names]
+    try:
+        with modes_kept(network), torch.no_grad():
+            network.eval()
+            network(torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
 def measure_taps(network: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int]) -> tuple[Tap, ...]:
     """Measure the activations at the taps, with one forward pass of zeros in evaluation mode without gradient.
 
     Args:
         network: Left as it is, modes and running statistics included.
-        names: Module paths of the taps, from bottom to top.
+        names: Module paths of the taps, from bottom to top; where there are none, nothing is run.
         input_shape: Channels, height and width of an image.
 
     Raises:
@@ -71,27 +128,17 @@ def measure_taps(network: nn.Module, names: Sequence[str], input_shape: tuple[in
         >>> measure_taps(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()), ["0", "1"], (3, 8, 8))[1]
         Tap(name='1', channels=5, height=6, width=6)
     """
-    calls: list[tuple[str, Any]] = []
-
-    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, inputs, output: calls.append((name, getattr(output, "shape", None)))
-
-    like = next(network.parameters(), torch.zeros(()))
-    hooks = [find_module(network, name).register_forward_hook(record(name)) for name in names]
+    if not names:
+        return ()
     try:
-        with modes_kept(network), torch.no_grad():
-            network.eval()
-            network(torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device))
+        calls = record_calls(network, names, input_shape)
     except (RuntimeError, ValueError, AssertionError) as error:
         shape = "x".join(map(str, input_shape))
         raise TapError(f"{type(network).__name__} cannot take images of {shape}: {one_line(error)}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     return _checked_taps(names, calls)
 
 
-def _checked_taps(names: Sequence[str], calls: Sequence[tuple[str, Any]]) -> tuple[Tap, ...]:
+def _checked_taps(names: Sequence[str], calls: Sequence[tuple[str, list[int] | None]]) -> tuple[Tap, ...]:
     order = [name for name, _ in calls]
     for name in names:
         if order.count(name) != 1:
@@ -100,16 +147,19 @@ def _checked_taps(names: Sequence[str], calls: Sequence[tuple[str, Any]]) -> tup
             )
     if order != list(names):
         raise TapError(f"Taps must be named from bottom to top: {', '.join(order)}; but got {', '.join(names)}.")
-    for name, shape in calls:
-        if shape is None or len(shape) != 4:
-            got = "no tensor" if shape is None else f"shape {list(shape)}"
-            raise TapError(f"The activation at a tap must be [B, C, H, W], but {name!r} gives {got}.")
-    taps = tuple(Tap(name, *map(int, shape[1:])) for name, shape in calls)
+    taps = tuple(_tap(name, shape) for name, shape in calls)
     for low, high in pairwise(taps):
         if high.height > low.height or high.width > low.width:
             grids = f"{low.name} {low.height}x{low.width}, {high.name} {high.height}x{high.width}"
             raise TapError(f"Grids must not grow from bottom to top, but got {grids}. Name other taps.")
     return taps
+
+
+def _tap(name: str, shape: list[int] | None) -> Tap:
+    if shape is None or len(shape) != 4:
+        got = "no tensor" if shape is None else f"shape {shape}"
+        raise TapError(f"The activation at a tap must be [B, C, H, W], but {name!r} gives {got}.")
+    return Tap(name, *shape[1:])
 
 
 def match_taps(student: Sequence[Tap], teacher: Sequence[Tap]) -> tuple[int, ...]:
@@ -143,16 +193,13 @@ def match_taps(student: Sequence[Tap], teacher: Sequence[Tap]) -> tuple[int, ...
 
 
 def group_ends(taps: Sequence[Tap]) -> tuple[int, ...]:
-    """Return tap 0 and the last tap of every group.
+    """Return tap 0 and the last tap of every group; nothing where there are no taps.
 
     Example:
         >>> group_ends([Tap("t", 1, size, size) for size in (8, 8, 8, 4, 4)])
         (0, 2, 4)
     """
-    ends = [0]
-    for size in _group_sizes(taps):
-        ends.append(ends[-1] + size)
-    return tuple(ends)
+    return tuple(accumulate(_group_sizes(taps), initial=0)) if taps else ()
 
 
 def _group_sizes(taps: Sequence[Tap]) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -100,17 +101,15 @@ class Storage:
 
     def names(self) -> list[str]:
         """Return the sorted names of the files directly inside, hidden ones left out; none if there is no folder."""
-        if self.is_local:
-            try:
-                with os.scandir(self.path) as entries:
-                    found = [entry.name for entry in entries if entry.is_file()]
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-        else:
-            system, path = self._locate()
-            infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-            found = [info.base_name for info in infos if info.type == fs.FileType.File]
-        return sorted(name for name in found if not name.startswith("."))
+        return sorted(name for name, kind in self._scan() if kind == "file" and not name.startswith("."))
+
+    def folders(self) -> list[str]:
+        """Return the sorted names of the folders directly inside, hidden ones left out; none if there is no folder."""
+        return sorted(name for name, kind in self._scan() if kind == "folder" and not name.startswith("."))
+
+    def entries(self) -> list[str]:
+        """Return the sorted names of all that lies directly inside, hidden or not; none if there is no folder."""
+        return sorted(name for name, _ in self._scan())
 
     def delete(self, name: str) -> None:
         """Delete the file; no error when there is none."""
@@ -122,7 +121,11 @@ class Storage:
                 system.delete_file(path)
 
     def delete_all(self) -> None:
-        """Delete the folder with everything in it; no error when there is none."""
+        """Delete the folder with everything in it; no error when there is none.
+
+        For folders that a study made itself. Its own folder may hold what is not its own:
+        :func:`dfkt.store.study_store.clear` is for that.
+        """
         with contextlib.suppress(FileNotFoundError):
             if self.is_local:
                 shutil.rmtree(self.path)
@@ -136,7 +139,7 @@ class Storage:
         Raises:
             StudyError: If that fails, with the path, the reason and a remedy.
         """
-        name = f".probe-{uuid.uuid4().hex}"
+        name = f".probe-{uuid.uuid4().hex}"  # `is_leftover` knows the pattern
         try:
             self.write(name, b"")
             self.delete(name)
@@ -151,7 +154,8 @@ class Storage:
         """Hold the folder for this process while the context lasts.
 
         The kernel frees the lock when the process dies, however it dies. It is taken on the file ``.lock``, which
-        stays. A remote folder has no lock: there, nothing keeps two processes apart.
+        stays: deleting it would let a second process in beside its holder. A remote folder has no lock: there,
+        nothing keeps two processes apart.
 
         Raises:
             StudyError: If another process (or another context of this one) holds the folder.
@@ -182,9 +186,22 @@ class Storage:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
+    def _scan(self) -> list[tuple[str, str]]:
+        """Return name and kind, ``file``, ``folder`` or ``other``, of all that lies directly inside."""
+        if self.is_local:
+            try:
+                with os.scandir(self.path) as entries:
+                    return [(entry.name, _kind(entry.is_file(), entry.is_dir())) for entry in entries]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        system, path = self._locate()
+        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        types = fs.FileType
+        return [(info.base_name, _kind(info.type == types.File, info.type == types.Directory)) for info in infos]
+
     def _replace(self, name: str, data: bytes) -> None:
         os.makedirs(self.path, exist_ok=True)
-        hidden = os.path.join(self.path, f".{name}.{uuid.uuid4().hex}.tmp")
+        hidden = os.path.join(self.path, f".{name}.{uuid.uuid4().hex}.tmp")  # `is_leftover` knows the pattern
         try:
             with open(hidden, "wb") as file:
                 file.write(data)
@@ -201,6 +218,15 @@ class Storage:
             self._remote = _from_uri(self.path)
         system, folder = self._remote
         return system, f"{folder.rstrip('/')}/{name}".rstrip("/")
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether a file of this name is one that a killed process left here: half a write, or a probe."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp|\.probe-[0-9a-f]{32}", name) is not None
+
+
+def _kind(is_file: bool, is_folder: bool) -> str:
+    return "file" if is_file else "folder" if is_folder else "other"
 
 
 def _put(system: Any, path: str, data: bytes) -> None:

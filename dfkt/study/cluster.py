@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ def cluster(address: str | None) -> Iterator[None]:
         return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name, level in (("ray", logging.ERROR), ("ray.train", logging.ERROR), ("ray.tune", logging.CRITICAL)):
+        logging.getLogger(name).setLevel(level)
     forwarded = {name: os.environ[name] for name in (*ENVIRONMENT, *NETWORK_INTERFACE) if name in os.environ}
     address = address or os.environ.get("RAY_ADDRESS") or ("auto" if STARTED_HERE.exists() else None)
     options: dict[str, Any] = {}
@@ -77,24 +77,36 @@ def fit_workers(wanted: Workers) -> Workers:
     """Return what one run spans, checked against the cluster; GPUs left open are one per worker where there are any.
 
     Raises:
-        ConfigError: If the cluster has not that many CPUs or GPUs, or a GPU would be shared within one run.
+        ConfigError: If the machines of the cluster cannot hold such a run, or a GPU would be shared within one.
     """
-    has = ray.cluster_resources()
-    gpus = wanted.gpus if wanted.gpus is not None else float(has.get("GPU", 0) >= 1)
+    machines = nodes()
+    gpus = wanted.gpus if wanted.gpus is not None else float(any(node.get("GPU", 0) >= 1 for node in machines))
     workers = replace(wanted, gpus=gpus)
     if workers.count > 1 and gpus % 1:
         raise ConfigError(f"`gpus_per_worker` must be whole for several workers per run, but got {gpus:g}.")
-    for name, each in workers.resources.items():
-        need, have = each * workers.count, has.get(name, 0)
-        if need > have:
-            raise ConfigError(
-                f"A run of {workers.count} workers takes {need:g} {name}, but the cluster has {have:g}. "
-                "Ask for fewer workers, or for less per worker."
-            )
+    if not count_groups(workers, machines):
+        each = " and ".join(f"{amount:g} {name}" for name, amount in workers.resources.items())
+        have = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in workers.resources) for node in machines)
+        raise ConfigError(
+            f"A run takes {workers.count} workers of {each}, each on one machine, but the cluster has {have or 'none'}. "
+            "Ask for fewer workers, or for less per worker."
+        )
     return workers
 
 
-def count_groups(workers: Workers) -> int:
-    """Return how many groups of such workers the cluster holds at once."""
-    has = ray.cluster_resources()
-    return min(int(has.get(name, 0) // (each * workers.count)) for name, each in workers.resources.items())
+def nodes() -> list[dict[str, float]]:
+    """Return the resources of every living machine of the cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def count_groups(workers: Workers, machines: Sequence[Mapping[str, float]]) -> int:
+    """Return how many runs of such workers the machines hold at once; a worker fits on one machine or not at all.
+
+    Example:
+        >>> count_groups(Workers(count=2), [{"CPU": 3.0}, {"CPU": 3.0}])
+        3
+        >>> count_groups(Workers(count=1, cpus=2), [{"CPU": 3.0}, {"CPU": 3.0}])
+        2
+    """
+    slots = (min(int(node.get(name, 0) / each + 1e-9) for name, each in workers.resources.items()) for node in machines)
+    return sum(slots) // workers.count

@@ -1,14 +1,14 @@
-"""The driver: one trial, in the Tune process itself or under Ray Train; and the final runs, under Ray Train.
+"""The driver: one run, in the Tune process itself or on a group of Ray Train's workers.
 
-A trial that spans one worker runs where Tune put it: with reused actors that costs 0.02 s,
-a group of Ray Train's workers 13-20 s.
+A run that spans one worker runs where Tune put it: with reused actors that costs 0.02 s, a group of Ray Train's workers
+13-20 s. Trials and final runs take the same workers.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray.train
@@ -16,10 +16,10 @@ import ray.train.torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from dfkt.config import RunConfig
-from dfkt.methods.space import resolve
+from dfkt.config import Placement
 from dfkt.store.files import Storage
-from dfkt.training.run import Job, Payload, pick_device, run_job, set_threads
+from dfkt.training.parallel import Group
+from dfkt.training.run import Job, Payload, run_job
 
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -49,69 +49,84 @@ class Workers:
         """Resources of one worker, as Ray takes them."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
+    def place(self, placement: Placement) -> Placement:
+        """Return a placement with what a worker is given: its device and threads."""
+        return replace(placement, device="cuda" if self.gpus else "cpu", threads=self.cpus)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one configuration with one seed, as it travels to whoever trains it.
+
+    Attributes:
+        study: Its study's folder.
+        arm: Its arm.
+        number: Its number in the arm's trials, or in its final runs.
+        final: Whether it is one of the winner's, over seeds; else a trial of the search.
+        params: What the search drew.
+        job: What to run.
+    """
+
+    study: str
+    arm: str
+    number: int
+    final: bool
+    params: dict[str, Any]
+    job: Job
+
+    @property
+    def id(self) -> tuple[str, str, bool, int]:
+        """What tells it from all others in a queue."""
+        return self.study, self.arm, self.final, self.number
+
+    @property
+    def folder_name(self) -> str:
+        """A name that is the same whenever the run is taken up again."""
+        return f"{self.arm}-{'final' if self.final else 'trial'}-{self.number:05d}"
+
 
 @dataclass(frozen=True)
 class Driver:
-    """Tune's trainable: runs the trial that sampled parameters stand for.
+    """Tune's trainable: does the run that the searcher handed out.
 
     Args:
-        base: What every trial shares.
-        storage: The study's folder, with the teacher's weights.
-        workers: What one trial spans.
+        workers: What one run spans.
         max_failures: Restarts of a group of workers that died.
     """
 
-    base: RunConfig
-    storage: str
     workers: Workers
     max_failures: int
 
-    def __call__(self, params: Mapping[str, Any]) -> None:
-        """Run one trial; ``params`` are a sample of the space, with the trial's ``number``."""
-        number = params["number"]
-        folder = Storage(self.storage).sub("runs", f"trial-{number:05d}")
-        self.run(Job(config=resolve(params, self.base), storage=folder.path, teacher=self.storage, number=number))
-
-    def run(self, job: Job) -> None:
-        """Run a job inside a Tune trial: in its process, or on a group of workers."""
+    def __call__(self, run: Run) -> None:
+        """Do a run inside a Tune trial: in its process, or on a group of workers."""
         if self.workers.count == 1:
-            set_threads(self.workers.cpus)
-            run_job(job, tune.report, device=pick_device())
+            run_job(run.job, tune.report)
         else:
-            name = f"{'final' if job.test else 'trial'}-{job.number:05d}"
-            run_jobs([job], self.workers, self.storage, name, self.max_failures, [TuneReportCallback()])
+            _run_group(run, self.workers, self.max_failures)
 
 
-def trainable(run: Callable[[dict[str, Any]], None], workers: Workers) -> Callable[..., Any]:
-    """Return a function of a trial's parameters as Tune takes it, with the resources that it takes itself."""
+def trainable(driver: Callable[[Run], None], workers: Workers) -> Callable[..., Any]:
+    """Return a function of a trial's configuration as Tune takes it, with the resources that it takes itself."""
 
     def train(config: dict[str, Any]) -> None:
-        run(config)
+        driver(config["run"])
 
     return tune.with_resources(train, workers.resources if workers.count == 1 else {"node:__internal_head__": 0.001})
 
 
-def run_jobs(
-    jobs: Sequence[Job], workers: Workers, storage: str, name: str, max_failures: int, callbacks: Sequence[Any] = ()
-) -> None:
-    """Run jobs one after another on one group of data-parallel workers, under Ray Train.
-
-    Every job's last report is kept in its folder as ``result.json``, so a job that is done is not done again.
-
-    Raises:
-        ray.train.TrainingFailedError: If the group failed more often than allowed.
-    """
+def _run_group(run: Run, workers: Workers, max_failures: int) -> None:
+    """Do a run on a group of data-parallel workers, under Ray Train; what they report reaches Tune."""
     trainer = ray.train.torch.TorchTrainer(
-        _run_worker,
-        train_loop_config={"jobs": list(jobs), "threads": workers.cpus},
+        _work,
+        train_loop_config={"job": run.job},
         torch_config=ray.train.torch.TorchConfig(backend=None if workers.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=workers.resources
         ),
         run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=Storage(storage).sub("ray").path,
-            callbacks=list(callbacks),
+            name=run.folder_name,
+            storage_path=Storage(run.study).sub("ray").path,
+            callbacks=[TuneReportCallback()],
             failure_config=ray.train.FailureConfig(max_failures=max_failures, controller_failure_limit=max_failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
@@ -119,14 +134,14 @@ def run_jobs(
     trainer.fit()
 
 
-def _run_worker(settings: dict[str, Any]) -> None:
-    """Run every job as one of Ray Train's workers."""
-    os.environ["OMP_NUM_THREADS"] = str(settings["threads"])
-    set_threads(settings["threads"])
+def _work(settings: dict[str, Any]) -> None:
+    """Do a run as one of Ray Train's workers."""
+    job: Job = settings["job"]
+    os.environ["OMP_NUM_THREADS"] = str(job.placement.threads)
+    device = str(ray.train.torch.get_device()) if job.placement.device == "cuda" else job.placement.device
     context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    for job in settings["jobs"]:
-        run_job(job, _report, device=device, rank=context.get_world_rank(), world=context.get_world_size())
+    job = replace(job, placement=replace(job.placement, device=device))
+    run_job(job, _report, Group(context.get_world_rank(), context.get_world_size()))
 
 
 def _report(payload: Payload) -> None:

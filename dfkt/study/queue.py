@@ -1,231 +1,233 @@
-"""Arms of a comparison on their way through one run of Tune: a search first, then the final runs of its winner.
+"""Which run is next: the arms of one or several studies in one queue.
 
-One queue serves all arms, so no machine waits for the last trial of an arm: the next arm's begin meanwhile. What an arm
-leaves is an ordinary study's folder.
+Every arm hands out the trials of its search, then its winner's final runs; an ablation waits for its parent's winner.
+Trials of any arm come before final runs of any, so that no machine waits for the last trial of a search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
-from ray import tune
-from ray.tune.search import Searcher
+import pandas as pd
 
-from dfkt.config import StudyConfig
-from dfkt.study.finals import final_jobs, save_result
-from dfkt.study.recorder import Recorder, last_line
+from dfkt.config import Placement, to_dict
+from dfkt.methods.base import Method
+from dfkt.networks.taps import StudentTaps
+from dfkt.store.rows import best_trials, row_settings
 from dfkt.store.study_store import StudyStore
-from dfkt.study.search import METRIC, build_search, open_optuna, reconcile
-from dfkt.methods.space import SearchSpace
-from dfkt.study.study import journal_of
-from dfkt.study.driver import Driver
+from dfkt.study.config import ArmConfig, StudyConfig
+from dfkt.study.driver import Run
+from dfkt.study.search import ArmSearch, Journal
+from dfkt.training.config import RunConfig
 from dfkt.training.run import Job
 
 Log = Callable[[str], None]
-Params = dict[str, Any]
 
 
-class RunningArm:
-    """One arm: hands out its trials, then its final runs, and writes what comes back into its study.
+@dataclass(eq=False)
+class OpenStudy:
+    """A study that is being run.
 
-    Args:
-        study: What the arm is.
-        store: Its study's store.
-        space: Its search space.
-        log: Receives a line per trial and run.
+    Attributes:
+        config: The study.
+        store: Its store, of which this process is the only writer.
+        placement: What its runs are given.
+        taps: The student's.
+        journal: Optuna's, once an arm is searched.
     """
 
-    def __init__(self, study: StudyConfig, store: StudyStore, space: SearchSpace, log: Log) -> None:
-        self.study, self.store, self.space, self.log = study, store, space, log
-        rows = store.trial_rows()
-        self.left = max(study.trials - sum(row["state"] != "RUNNING" for row in rows), 0)
-        journal = journal_of(store.storage)
-        if self.left:
-            unfinished = reconcile(open_optuna(study, journal, space, rows), rows)
-            self.search = build_search(study, journal, space, unfinished)
-        self.recorder = Recorder(store, study, journal, log)
-        self.running: set[str] = set()
-        self.jobs: list[Job] | None = None
+    config: StudyConfig
+    store: StudyStore
+    placement: Placement
+    taps: StudentTaps
+    journal: Journal | None = None
+
+    def open_journal(self) -> Journal:
+        """Return Optuna's journal, opened at the first call."""
+        self.journal = self.journal or Journal(self.store.storage)
+        return self.journal
+
+    def note(self, arm: str, **entries: Any) -> None:
+        """Set entries of an arm in ``study.json``."""
+        arms = dict(self.store.meta.get("arms", {}))
+        arms[arm] = arms.get(arm, {}) | entries
+        self.store.update_meta(arms=arms)
+
+    def job(self, config: RunConfig, *folder: str, test: bool) -> Job:
+        """Return what runs a configuration in a folder below the study's."""
+        storage = self.store.storage
+        teacher = storage.path if config.method.taught else None
+        return Job(config, self.placement, storage.sub(*folder).path, teacher, test)
+
+
+class Arm:
+    """One arm on its way.
+
+    Args:
+        study: Whose it is.
+        config: What it is.
+        parent: The arm whose winner it takes, changed.
+        log: Receives a line where the arm has nothing to train.
+    """
+
+    def __init__(self, study: OpenStudy, config: ArmConfig, parent: Arm | None, log: Log) -> None:
+        self.study, self.config, self.parent, self.log = study, config, parent, log
+        rows = study.store.trial_rows(config.name)
+        finals = study.store.final_rows(config.name)
+        self.interrupted: dict[tuple[bool, int], dict[str, Any]] = {
+            (final, row["number"]): row
+            for final, found in ((False, rows), (True, finals))
+            for row in found
+            if row["state"] == "RUNNING"
+        }
+        self.trials_left = max(config.trials - sum(row["state"] != "RUNNING" for row in rows), 0)
+        self.search: ArmSearch | None = None
+        if self.trials_left:
+            seed = study.config.search_seed
+            self.search = ArmSearch(config, study.taps, study.open_journal(), rows, seed)
+        self.winner: Method | None = None
+        self.finals: list[Run] | None = None
+        self.running: set[tuple[str, str, bool, int]] = set()
         self.lost = 0
 
-    def suggest(self, trial_id: str) -> Params | None:
-        """Return the next trial's or final run's parameters; ``None`` while there is nothing to begin."""
-        params: Params | None = None
-        if self.left:
-            params = self.search.suggest(trial_id)
-            self.left -= params is not None
-        elif self.jobs is None and not self.running:
-            self.jobs = final_jobs(self.study, self.store, self.log)
-        if self.jobs:
-            job = self.jobs.pop(0)
-            params = {"number": job.number, "job": job}
-        if params is not None:
-            self.running.add(trial_id)
-        return params
+    def next_trial(self) -> Run | None:
+        """Return the next trial of the search, an unfinished one first; ``None`` when all have begun."""
+        if self.search is None or not self.trials_left:
+            return None
+        self.trials_left -= 1
+        number, method, params = self.search.ask()
+        job = self.study.job(
+            self.study.config.run(self.config, method), "runs", f"{self.config.name}-{number:05d}", test=False
+        )
+        return self._begun(Run(self.study.store.storage.path, self.config.name, number, False, params, job))
 
-    @property
-    def searched(self) -> bool:
-        """Whether the winner is known."""
-        return self.jobs is not None
+    def next_final(self) -> Run | None:
+        """Return the next final run; ``None`` while the winner is not known, and when all have begun."""
+        if self.finals is None and not self.trials_left and not self.running and self._parent_known:
+            self.finals = list(self._plan_finals())
+        return self._begun(self.finals.pop(0)) if self.finals else None
 
     @property
     def over(self) -> bool:
         """Whether nothing is left to begin or running."""
-        return self.jobs == [] and not self.running
+        return self.finals == [] and not self.running
+
+    @property
+    def count(self) -> int:
+        """How many runs it may still hand out; whether earlier final runs stay good is known with the winner."""
+        return self.trials_left + (self.study.config.seeds if self.finals is None else len(self.finals))
 
     @property
     def failures(self) -> int:
         """Trials and final runs that failed, in this run or earlier."""
-        rows = self.store.trial_rows() + self.store.final_rows()
+        store, name = self.study.store, self.config.name
+        rows = store.trial_rows(name) + store.final_rows(name)
         return self.lost + sum(row["state"] == "FAIL" for row in rows)
 
-    def end(self, trial: Any, error: str | None) -> None:
-        """Take in a final run's result; without one its process died too often, and it stays to be done."""
-        job = trial.config["job"]
-        if not save_result(self.store, job, self.log):
-            self.lost += 1
-            self.log(f"final {job.config.method} seed {job.config.train.seed}: failed: {error or 'no result'}")
+    @property
+    def _parent_known(self) -> bool:
+        return self.parent is None or self.parent.finals is not None
+
+    def _begun(self, run: Run) -> Run:
+        self.running.add(run.id)
+        return run
+
+    def _plan_finals(self) -> Iterator[Run]:
+        """Yield the final runs that are still to be done, numbered for good: one that was listed before keeps its number."""
+        self.winner = self._find_winner()
+        if self.winner is None:
+            self.study.note(self.config.name, present=[])
+            return
+        store, name = self.study.store, self.config.name
+        listed: list[str] = list(store.meta.get("arms", {}).get(name, {}).get("finals", []))
+        runs = [self.study.config.run(self.config, self.winner, seed + 1) for seed in range(self.study.config.seeds)]
+        listed += [run.key for run in runs if run.key not in listed]
+        numbers = [listed.index(run.key) for run in runs]
+        self.study.note(name, finals=listed, present=numbers, skipped=None)
+        rows = {row["number"]: row for row in store.trial_rows(name)}
+        number = (store.meta["arms"][name].get("best") or {}).get("trial")
+        drawn = {} if number is None else rows[number]
+        params = {n.removeprefix("param_"): v for n, v in drawn.items() if n.startswith("param_") and v is not None}
+        known = {row["number"] for row in store.final_rows(name) if row["state"] != "RUNNING"}
+        for number, run in zip(numbers, runs, strict=True):
+            if number not in known:
+                job = self.study.job(run, "students", f"{name}-seed{run.train.seed}", test=True)
+                yield Run(store.storage.path, name, number, True, params, job)
+
+    def _find_winner(self) -> Method | None:
+        """Return the method that is trained over seeds; ``None``, with a line that says why, where there is none."""
+        number, winner = None, self.config.method
+        if self.config.trials:
+            best = best_trials(pd.DataFrame(self.study.store.trial_rows(self.config.name)), 1)
+            if best.empty:
+                self._skip("no trial was completed, so there is nothing to train again")
+                return None
+            number, winner = int(best.iloc[0].number), Method.from_json(row_settings(best.iloc[0]))
+        elif self.parent is not None:
+            if self.parent.winner is None:
+                self._skip(f"{self.parent.config.name} has no complete trial")
+                return None
+            winner = self.config.of(self.parent.winner)
+            if self._schedule(winner) == self._schedule(self.parent.winner):
+                self._skip(f"{self.parent.config.name} is that already")
+                return None
+        key = self.study.config.run(self.config, winner).key
+        self.study.note(self.config.name, best={"trial": number, "key": key, "method": to_dict(winner)})
+        return winner
+
+    def _schedule(self, method: Method) -> Any:
+        return method.schedule(self.study.config.run(self.config, method).train.epochs, self.study.taps)
+
+    def _skip(self, why: str) -> None:
+        self.study.note(self.config.name, skipped=why)
+        self.log(f"{self.config.name}: {why}")
 
 
-class Skipped:
-    """Stands for an arm at which nothing is to be done."""
-
-
-Opener = Callable[[], RunningArm | Skipped | None]
-
-
-class Arms(Searcher):
-    """Tune's searcher and recorder for arms: the first one that has something to begin comes first.
+class Queue:
+    """All runs of some studies, in the order in which they shall begin.
 
     Args:
-        arms: In the order in which they shall begin. A function stands for one that waits for another: it returns
-            ``None`` as long as it must wait, and :class:`Skipped` where nothing is to be done.
+        studies: In their order.
+        log: Receives a line where an arm has nothing to train.
     """
 
-    def __init__(self, arms: Sequence[RunningArm | Opener]) -> None:
-        super().__init__(metric=METRIC, mode="max")
-        self.arms: list[RunningArm | Opener | Skipped] = list(arms)
-        self.owners: dict[str, tuple[int, bool]] = {}
+    def __init__(self, studies: Sequence[OpenStudy], log: Log = print) -> None:
+        self.studies = list(studies)
+        self.arms: dict[tuple[str, str], Arm] = {}
+        for study in studies:
+            path = study.store.storage.path
+            for config in study.config.arms:
+                parent = None if config.parent is None else self.arms[path, config.parent]
+                self.arms[path, config.name] = Arm(study, config, parent, log)
+        self.total = sum(arm.count for arm in self.arms.values())
+        """Runs that are still to be done."""
+        self.planned = sum(arm.trials + s.config.seeds for s in studies for arm in s.config.arms)
+        """Runs in all, those of earlier runs of the studies counted in."""
 
-    def suggest(self, trial_id: str) -> Params | str | None:
-        """Return what is next, with the number of its ``arm``."""
-        for number in range(len(self.arms)):
-            arm = self._opened(number)
-            params = arm.suggest(trial_id) if isinstance(arm, RunningArm) else None
-            if params is not None:
-                self.owners[trial_id] = (number, "job" in params)
-                return {"arm": number, **params}
-        return Searcher.FINISHED if self.over else None
+    def next(self) -> Run | None:
+        """Return the next run: a trial of the first arm that has one, else a final run likewise; ``None`` while there is none."""
+        for take in (Arm.next_trial, Arm.next_final):
+            for arm in self.arms.values():
+                if (run := take(arm)) is not None:
+                    return run
+        return None
 
-    def _opened(self, number: int) -> RunningArm | Skipped | None:
-        arm = self.arms[number]
-        if isinstance(arm, RunningArm | Skipped):
-            return arm
-        opened = arm()
-        if opened is not None:
-            self.arms[number] = opened
-        return opened
+    def arm_of(self, run: Run) -> Arm:
+        """Return the arm that handed a run out."""
+        return self.arms[run.study, run.arm]
 
     @property
     def over(self) -> bool:
-        """Whether every arm is; a final run that was lost stays to be done when the comparison is run again."""
-        return all(isinstance(arm, Skipped) or (isinstance(arm, RunningArm) and arm.over) for arm in self.arms)
+        """Whether every arm is; a final run that was lost stays to be done when the study is run again."""
+        return all(arm.over for arm in self.arms.values())
 
     @property
     def failures(self) -> int:
         """How many trials and final runs failed, in this run or earlier."""
-        return sum(arm.failures for arm in self.arms if isinstance(arm, RunningArm))
-
-    def on_trial_result(self, trial_id: str, result: Params) -> None:
-        """Pass a trial's report to its arm's searcher."""
-        arm, final = self.owner(trial_id)
-        if not final:
-            arm.search.on_trial_result(trial_id, result)
-
-    def on_trial_complete(self, trial_id: str, result: Params | None = None, error: bool = False) -> None:
-        """Tell a trial's end to its arm's searcher."""
-        arm, final = self.owner(trial_id)
-        if not final:
-            arm.search.on_trial_complete(trial_id, result, error)
-
-    def owner(self, trial_id: str) -> tuple[RunningArm, bool]:
-        """Return whose trial it is, and whether it is a final run."""
-        number, final = self.owners[trial_id]
-        arm = self.arms[number]
-        assert isinstance(arm, RunningArm)
-        return arm, final
+        return sum(arm.failures for arm in self.arms.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave everything out: Tune pickles its searcher, and the arms hold images."""
+        """Leave everything out: Tune pickles its searcher and callbacks, and nothing is restored from there."""
         return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the studies' folders are what a later run reads."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing, likewise."""
-
-
-class ArmRecorder(tune.Callback):
-    """Passes what Tune tells to the arm that it is about."""
-
-    def __init__(self, arms: Arms) -> None:
-        self.arms = arms
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note that a trial of a search began."""
-        arm, final = self.arms.owner(trial.trial_id)
-        if not final:
-            arm.recorder.on_trial_start(iteration, trials, _without_arm(trial))
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Params, **info: Any) -> None:
-        """Keep what a trial of a search reports."""
-        arm, final = self.arms.owner(trial.trial_id)
-        if not final:
-            arm.recorder.on_trial_result(iteration, trials, _without_arm(trial), result)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write a trial's row, or a final run's."""
-        arm, final = self.arms.owner(trial.trial_id)
-        if final:
-            arm.end(trial, None)
-        else:
-            arm.recorder.on_trial_complete(iteration, trials, _without_arm(trial))
-        arm.running.discard(trial.trial_id)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the row of a trial whose process raised, or died too often."""
-        arm, final = self.arms.owner(trial.trial_id)
-        if final:
-            arm.end(trial, last_line(str(trial.get_pickled_error() or trial.get_error())))
-        else:
-            arm.recorder.on_trial_error(iteration, trials, _without_arm(trial))
-        arm.running.discard(trial.trial_id)
-
-
-@dataclass(frozen=True)
-class ArmDriver:
-    """What a process does with parameters that :class:`Arms` hands out.
-
-    Args:
-        drivers: One for each arm; that of a final run needs no more than its workers.
-    """
-
-    drivers: tuple[Driver, ...]
-
-    def __call__(self, params: Mapping[str, Any]) -> None:
-        """Run a trial or a final run."""
-        driver = self.drivers[params["arm"]]
-        if "job" in params:
-            driver.run(params["job"])
-        else:
-            driver({name: value for name, value in params.items() if name != "arm"})
-
-
-def _without_arm(trial: Any) -> Any:
-    """Return a trial as the recorder of a single study knows it."""
-    params = {name: value for name, value in trial.config.items() if name != "arm"}
-    return SimpleNamespace(config=params, get_pickled_error=trial.get_pickled_error, get_error=trial.get_error)

@@ -1,116 +1,155 @@
-"""What Tune tells while it runs -> rows of the trial store, and the lines that a user reads."""
+"""What Tune tells while it runs -> rows of the study store, what Optuna is told, and the lines that a user reads."""
 
 from __future__ import annotations
 
+import json
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.search import Searcher
 
-from dfkt.config import StudyConfig, config_key
-from dfkt.store.study_store import StudyStore
-from dfkt.study.search import METRIC
-from dfkt.methods.space import describe_params, resolve
+from dfkt.config import to_dict
+from dfkt.errors import error_text
+from dfkt.methods.base import Method
+from dfkt.store.files import Storage
+from dfkt.study.driver import Run
+from dfkt.study.queue import Arm, Queue
+from dfkt.study.search import CLOCK, METRIC
 from dfkt.training.loop import Record
+from dfkt.training.progress import ProgressLine
 from dfkt.training.run import Payload
+from dfkt.training.state import STATE_FILE
 
 Log = Callable[[str], None]
 
 
+class QueueSearcher(Searcher):
+    """Tune's searcher: hands out what the queue says is next."""
+
+    def __init__(self, queue: Queue) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self.queue = queue
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next run; ``None`` while none can begin, ``FINISHED`` when none ever will."""
+        run = self.queue.next()
+        if run is not None:
+            return {"run": run}
+        return str(Searcher.FINISHED) if self.queue.over else None
+
+    def on_trial_complete(self, trial_id: str, result: Payload | None = None, error: bool = False) -> None:
+        """Do nothing: the recorder is told, and tells Optuna."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave everything out: Tune pickles its searcher."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the study's folder is what a later run reads."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing, likewise."""
+
+
 class Recorder(tune.Callback):
-    """Writes every trial into the store as it starts and as it ends, and prints a line for each that ended.
+    """Writes every run into its study's store as it starts and as it ends, and prints a line for each that ended.
 
     Args:
-        store: The study's store.
-        config: The study.
-        journal: Optuna's journal; sent along to a remote study's folder.
-        log: Receives a line per trial.
+        queue: Whose runs they are.
+        log: Receives the lines.
     """
 
-    def __init__(self, store: StudyStore, config: StudyConfig, journal: Path, log: Log) -> None:
-        self.store, self.config, self.journal, self.log = store, config, journal, log
-        rows = store.trial_rows()
-        self.rows = {row["number"]: row for row in rows if row["state"] == "RUNNING"}
-        self.done = len(rows) - len(self.rows)
-        self.records: dict[int, dict[int, Record]] = {}
-        self.payloads: dict[int, Payload] = {}
+    def __init__(self, queue: Queue, log: Log) -> None:
+        self.queue, self.log = queue, log
+        self.rows: dict[Any, dict[str, Any]] = {}
+        self.records: dict[Any, dict[int, Record]] = {}
+        self.payloads: dict[Any, Payload] = {}
+        self.done = 0
         self.line = ProgressLine()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave everything out: Tune pickles its callbacks."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the row of a running trial; a restart adds an attempt."""
-        params = dict(trial.config)
-        number = params.pop("number")
-        run = resolve(params, self.config.base)
-        old = self.rows.get(number, {"attempts": 0, "started": now()})
-        row: dict[str, Any] = {"number": number, "state": "RUNNING", "method": run.method, "seed": run.train.seed}
-        row |= {f"param_{name}": value for name, value in params.items()}
-        row |= {"key": config_key(run), "attempts": old["attempts"] + 1, "started": old["started"]}
-        self.rows[number] = row
-        self.store.save_trial(row)
+        """Write the row of a running run; a restart adds an attempt."""
+        run: Run = trial.config["run"]
+        config = run.job.config
+        interrupted = self.queue.arm_of(run).interrupted.pop((run.final, run.number), None)
+        old = self.rows.get(run.id) or interrupted or {"attempts": 0, "started": now()}
+        row: dict[str, Any] = {"number": run.number, "state": "RUNNING", "method": config.method.name}
+        row |= {"seed": config.train.seed, "key": config.key, "settings": json.dumps(to_dict(config.method))}
+        row |= {f"param_{name}": value for name, value in run.params.items()}
+        row |= {"attempts": old["attempts"] + 1, "started": old["started"]}
+        self.rows[run.id] = row
+        self._save(run, row, ())
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Payload, **info: Any) -> None:
-        """Keep what a trial reports until it ends."""
-        number = trial.config["number"]
-        kept = self.records.setdefault(number, {})
+        """Keep what a run reports until it ends."""
+        run: Run = trial.config["run"]
+        kept = self.records.setdefault(run.id, {})
         kept |= {record["index"]: record for record in result.get("records", ())}
-        self.payloads[number] = result
+        self.payloads[run.id] = result
+        search = self.queue.arm_of(run).search
+        if METRIC in result and search is not None and not run.final:
+            search.report(run.number, result[METRIC], result[CLOCK])
         if kept:
-            self.line.show(f"{self.done}/{self.config.trials} trials; trial {number}", kept[max(kept)])
+            self.line.show(f"{self.done}/{self.queue.total} runs; {self._name(run)}", kept[max(kept)])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the row of a trial that ran to its end, failed by itself, or was stopped by the scheduler."""
-        payload = self.payloads.get(trial.config["number"], {})
+        """Write the row of a run that came to its end, failed by itself, or was stopped by the scheduler."""
+        run: Run = trial.config["run"]
+        payload = self.payloads.get(run.id, {})
         failure = payload.get("failure")
-        state = "FAIL" if failure else "COMPLETE" if payload.get("complete") else "PRUNED"
-        self._finish(trial.config, state, failure)
+        self._end(run, "FAIL" if failure else "COMPLETE" if payload.get("complete") else "PRUNED", failure)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the row of a trial whose process raised, or died too often."""
-        error = trial.get_pickled_error() or trial.get_error()
-        self._finish(trial.config, "FAIL", last_line(str(error)))
+        """Write the row of a run whose process raised, or died too often; a final run stays to be done."""
+        run: Run = trial.config["run"]
+        error = error_text(trial.get_pickled_error(), trial.get_error())
+        if run.final:
+            self.queue.arm_of(run).lost += 1
+        self._end(run, "RUNNING" if run.final else "FAIL", error)
 
-    def _finish(self, params: dict[str, Any], state: str, error: str | None) -> None:
-        number = params["number"]
-        sampled = {name: value for name, value in params.items() if name != "number"}
-        records = list(self.records.pop(number, {}).values())
-        row = self.rows.pop(number) | summarise(records, self.payloads.pop(number, {}))
+    def _end(self, run: Run, state: str, error: str | None) -> None:
+        arm = self.queue.arm_of(run)
+        records = list(self.records.pop(run.id, {}).values())
+        payload = self.payloads.pop(run.id, {})
+        row = self.rows.pop(run.id) | summarise(records, payload)
         row |= {"state": state, "error": error, "ended": now()}
-        self.store.save_trial(row, records)
-        self.store.storage.sub("runs", f"trial-{number:05d}").delete_all()
-        if not self.store.storage.is_local:
-            self.store.storage.write("optuna.journal", self.journal.read_bytes())
+        if run.final:
+            row |= {name: payload[name] for name in ("test_accuracy", "test_loss") if name in payload}
+        self._save(run, row, records)
+        if state != "RUNNING":
+            self._clean_up(run)
+        if not run.final and arm.search is not None:
+            arm.search.tell(run.number, state, row.get("last_val_accuracy"))
+            arm.study.open_journal().publish()
+        arm.running.discard(run.id)
         self.done += 1
         self.line.clear()
-        self.log(f"[{self.done}/{self.config.trials}] {_trial_line(row, sampled)}")
+        what = f"[{self.done}/{self.queue.total}] {self._name(run)}"
+        self.log(f"{what}: {outcome(row, run.job.config.method, final=run.final)}")
 
+    def _save(self, run: Run, row: Mapping[str, Any], records: Sequence[Record]) -> None:
+        store = self.queue.arm_of(run).study.store
+        (store.save_final if run.final else store.save_trial)(run.arm, row, records)
 
-class ProgressLine:
-    """One line on a terminal that is written over and over; silent elsewhere."""
+    @staticmethod
+    def _clean_up(run: Run) -> None:
+        """Delete a finished run's checkpoint; the student of a final run stays."""
+        if run.final:
+            Storage(run.job.storage).delete(STATE_FILE)
+        else:
+            Storage(run.job.storage).delete_all()
 
-    def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
-
-    def show(self, what: str, record: Record) -> None:
-        """Show how far a run is."""
-        if self.live:
-            names = {
-                "flow": f"round {record['round']} stage {record['stage']}",
-                "hint": f"hint stage {record['stage']}",
-            }
-            place = names.get(record["phase"], "task stage")
-            text = f"{what}: epoch {record['epoch']:.1f}, {place}, loss {record['loss']:.3f}"
-            sys.stderr.write(f"\r\x1b[K{text[:110]}")
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Wipe the line, so that a lasting one can be printed."""
-        if self.live:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+    def _name(self, run: Run) -> str:
+        arm: Arm = self.queue.arm_of(run)
+        study = f"{arm.study.config.name} " if len(self.queue.studies) > 1 else ""
+        return f"{study}{run.arm} {f'seed {run.job.config.train.seed}' if run.final else f'trial {run.number}'}"
 
 
 def summarise(records: Sequence[Record], payload: Payload) -> dict[str, Any]:
@@ -128,22 +167,20 @@ def summarise(records: Sequence[Record], payload: Payload) -> dict[str, Any]:
     return summary
 
 
-def last_line(text: str) -> str:
-    """Return the last line of an error's text: what happened, without the way there."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "the trial's process ended without a message"
+def outcome(row: Mapping[str, Any], method: Method, *, final: bool) -> str:
+    """Return how a run ended, in one phrase."""
+    if row["error"]:
+        return f"failed: {row['error']}"
+    seconds = f"{row.get('wall_seconds') or 0:.0f} s"
+    if final:
+        return f"test {100 * row['test_accuracy']:.2f} %, {seconds}"
+    accuracy = row.get("last_val_accuracy")
+    text = f"val {100 * accuracy:.2f} %" if accuracy is not None else "no val accuracy"
+    if row["state"] == "PRUNED":
+        text += f", stopped at epoch {row.get('epochs') or 0:.1f}"
+    return f"{text}, {seconds}  {method.describe()}"
 
 
 def now() -> datetime:
     """Return the present in UTC."""
     return datetime.now(UTC)
-
-
-def _trial_line(row: dict[str, Any], params: dict[str, Any]) -> str:
-    accuracy, seconds = row.get("last_val_accuracy"), row.get("wall_seconds")
-    outcome = f"val {100 * accuracy:.2f} %" if accuracy is not None else "no val accuracy"
-    if row["state"] == "PRUNED":
-        outcome += f", stopped at epoch {row.get('epochs') or 0:.1f}"
-    if row["state"] == "FAIL":
-        return f"trial {row['number']:>3}: failed: {row['error']}"
-    return f"trial {row['number']:>3}: {outcome}, {seconds or 0:.0f} s  {describe_params(params)}"

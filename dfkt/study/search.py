@@ -1,6 +1,6 @@
-"""Optuna through Ray Tune: the searcher that takes up interrupted trials, and the scheduler that knows earlier ones.
+"""Optuna: one Optuna study per arm, all in the study's journal.
 
-A trial keeps its Optuna number for life: number 7 is row 7 of the trial store. The store decides what is finished;
+A trial keeps its Optuna number for life: number 7 is row 7 of the arm's trials. The store decides what is finished;
 whatever else Optuna knows of is handed out again, with the same parameters, before new ones are asked for.
 """
 
@@ -11,182 +11,161 @@ import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.optuna import OptunaSearch
 
-from dfkt.config import StudyConfig
+from dfkt.config import config_key
+from dfkt.methods.base import Method, Params
+from dfkt.methods.space import Draw
+from dfkt.networks.taps import StudentTaps
+from dfkt.store.files import Storage
 from dfkt.store.rows import trial_params
-from dfkt.methods.space import SearchSpace
+from dfkt.study.config import ArmConfig
 
 METRIC = "val_accuracy"
 CLOCK = "rung_epoch"
+JOURNAL = "optuna.journal"
 STATES = {"COMPLETE": TrialState.COMPLETE, "PRUNED": TrialState.PRUNED, "FAIL": TrialState.FAIL}
+Row = Mapping[str, Any]
 
 
-class ResumingSearch(OptunaSearch):
-    """OptunaSearch that hands out unfinished trials of earlier runs first, and tells stopped trials as pruned.
+class Journal:
+    """Optuna's journal of a study: in its folder, or for a remote one a local copy, sent there after every trial."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.folder = storage
+        if storage.is_local:
+            self.path = Path(storage.path) / JOURNAL
+        else:
+            self.path = Path("~/.cache/dfkt/journals").expanduser() / f"{config_key({'path': storage.path})}.journal"
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            data = storage.read(JOURNAL)
+            self.path.unlink(missing_ok=True)
+            if data is not None:
+                self.path.write_bytes(data)
+        Path(f"{self.path}.lock").unlink(missing_ok=True)  # a killed process left it; the study's folder is ours alone
+        silence_optuna()
+        self.optuna: BaseStorage = JournalStorage(JournalFileBackend(str(self.path)))
+
+    def publish(self) -> None:
+        """Send the journal to a remote study's folder."""
+        if not self.folder.is_local:
+            self.folder.write(JOURNAL, self.path.read_bytes())
+
+
+class ArmSearch:
+    """The search of one arm: asks Optuna for trials, and tells it how they ended.
 
     Args:
-        space: The search space, define-by-run; its sample gets the trial's ``number``.
-        unfinished: Optuna numbers to hand out before any new one.
-        kwargs: As OptunaSearch takes them.
+        arm: What is searched.
+        taps: The student's.
+        journal: The study's.
+        rows: The arm's stored trials.
+        seed: Of the study's search; the sampler's varies with what is stored, since the same seed proposes the same
+            points again.
     """
 
-    def __init__(self, space: SearchSpace, unfinished: Sequence[int], **kwargs: Any) -> None:
-        self._unfinished = list(unfinished)
-        super().__init__(space=_Numbered(space), metric=METRIC, mode="max", **kwargs)
+    def __init__(self, arm: ArmConfig, taps: StudentTaps, journal: Journal, rows: Sequence[Row], seed: int) -> None:
+        self.arm, self.taps = arm, taps
+        self.optuna = optuna.create_study(
+            storage=journal.optuna, study_name=arm.name, direction="maximize", load_if_exists=True
+        )
+        self._add_missing({row["number"]: row for row in rows})
+        if not self.optuna.trials:
+            for params in self._starts():
+                self.optuna.enqueue_trial(params)
+        self.asked: dict[int, optuna.trial.Trial] = {}
+        self.unfinished = self._reconcile(rows)
+        self.optuna.sampler = _sampler((seed * 100_003 + len(self.optuna.trials)) % 2**32)  # NumPy takes no larger one
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return an unfinished trial's parameters, or new ones."""
-        if trial_id not in self._ot_trials and self._unfinished:
-            frozen = self._ot_study.trials[self._unfinished.pop(0)]
-            self._ot_trials[trial_id] = optuna.trial.Trial(self._ot_study, frozen._trial_id)
-        params: dict[str, Any] | None = super().suggest(trial_id)
-        return params
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass on what a student that can classify reports."""
-        if METRIC in result and trial_id not in self._completed_trials:
-            self._report(self._ot_trials[trial_id], result)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how a trial ended: complete, pruned by the scheduler, or failed."""
-        if trial_id in self._completed_trials:
-            return
-        self._completed_trials.add(trial_id)
-        trial, result = self._ot_trials[trial_id], result or {}
-        if METRIC in result:
-            self._report(trial, result)
-        if error or "failure" in result or METRIC not in result:
-            tell(self._ot_study, trial.number, "FAIL")
-        elif result.get("complete"):
-            tell(self._ot_study, trial.number, "COMPLETE", result[METRIC])
+    def ask(self) -> tuple[int, Method, Params]:
+        """Return number, method and parameters of an unfinished trial, or of a new one."""
+        if self.unfinished:
+            frozen = self.optuna.trials[self.unfinished.pop(0)]
+            trial = optuna.trial.Trial(self.optuna, frozen._trial_id)
         else:
-            tell(self._ot_study, trial.number, "PRUNED")
+            trial = self.optuna.ask()
+        self.asked[trial.number] = trial
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a start outside what the study searches is drawn anew
+            return trial.number, *self.draw(trial)
 
-    def _report(self, trial: optuna.trial.Trial, result: Mapping[str, Any]) -> None:
+    def draw(self, trial: Any) -> tuple[Method, Params]:
+        """Return a method with its settings drawn, and the parameters that it was drawn by."""
+        draw = Draw(trial, self.arm.space)
+        return self.arm.method.sample(draw, self.taps), draw.params
+
+    def report(self, number: int, accuracy: float, clock: float) -> None:
+        """Pass on what a student that can classify reports."""
         with warnings.catch_warnings(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             warnings.simplefilter("ignore")  # a resumed trial may report again what it had reported
-            trial.report(result[METRIC], round(result[CLOCK]))
+            self.asked[number].report(accuracy, round(clock))
 
+    def tell(self, number: int, state: str, value: float | None = None) -> None:
+        """Tell Optuna how a trial ended, unless it knows."""
+        self.asked.pop(number, None)
+        value = value if state == "COMPLETE" else None
+        self.optuna.tell(number, value, state=STATES[state], skip_if_finished=True)
 
-class _Numbered:
-    """A search space whose sample carries the trial's number."""
+    def _starts(self) -> Iterable[Params]:
+        """Return what is tried before anything is sampled; what the study fixes is left out."""
+        fixed = {name for name, given in self.arm.space.changes.items() if isinstance(given, tuple)}
+        seen: list[Params] = []
+        for params in self.arm.method.starts(self.taps):
+            start = {name: value for name, value in params.items() if name not in fixed}
+            if start not in seen:
+                seen.append(start)
+        return seen
 
-    def __init__(self, space: SearchSpace) -> None:
-        self.space = space
+    def _add_missing(self, rows: Mapping[int, Row]) -> None:
+        """Add the trials that the store has and Optuna has not.
 
-    def __call__(self, trial: Any) -> dict[str, Any]:
-        """Sample the parameters and the pattern they name."""
-        return self.space(trial) | {"number": trial.number}
-
-
-def tell(study: optuna.Study, number: int, state: str, value: float | None = None) -> None:
-    """Tell Optuna how a trial ended, unless it knows."""
-    study.tell(number, value, state=STATES[state], skip_if_finished=True)
-
-
-def open_optuna(
-    config: StudyConfig, journal: Path, space: SearchSpace, rows: Iterable[Mapping[str, Any]] = ()
-) -> optuna.Study:
-    """Open the study's journal, with every trial that the store has; a new one begins with the space's starts.
-
-    A journal that was deleted, or whose remote copy is older than the store, would number new trials like stored ones.
-    """
-    silence_optuna()
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{journal}.lock").unlink(missing_ok=True)  # a killed process left it; the study's folder is ours alone
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(journal))),
-        study_name=config.name,
-        direction="maximize",
-        load_if_exists=True,
-    )
-    _add_missing(study, {row["number"]: row for row in rows}, space)
-    if not study.trials:
-        for params in space.starts():
-            study.enqueue_trial(params)
-    return study
-
-
-def _add_missing(study: optuna.Study, rows: Mapping[int, Mapping[str, Any]], space: SearchSpace) -> None:
-    for number in range(len(study.trials), max(rows, default=-1) + 1):
-        row = rows.get(number)
-        if row is None:  # asked for, but never started: to be asked for again
-            study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
-            continue
-        sample = optuna.trial.FixedTrial(trial_params(dict(row)), number)
-        space(sample)
-        state = STATES.get(row["state"], TrialState.RUNNING)
-        value = row["last_val_accuracy"] if state == TrialState.COMPLETE else None
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=state, value=value, params=sample.params, distributions=sample.distributions
+        A journal that was deleted, or whose remote copy is older than the store, would number new trials like stored ones.
+        """
+        for number in range(len(self.optuna.trials), max(rows, default=-1) + 1):
+            row = rows.get(number)
+            if row is None:  # asked for, but never started: to be asked for again
+                self.optuna.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
+                continue
+            sample = optuna.trial.FixedTrial(trial_params(row), number)
+            self.draw(sample)
+            state = STATES.get(row["state"], TrialState.RUNNING)
+            value = row["last_val_accuracy"] if state == TrialState.COMPLETE else None
+            self.optuna.add_trial(
+                optuna.trial.create_trial(
+                    state=state, value=value, params=sample.params, distributions=sample.distributions
+                )
             )
-        )
+
+    def _reconcile(self, rows: Iterable[Row]) -> list[int]:
+        """Tell Optuna what the store knows to be finished; return the numbers that are still to be done.
+
+        A kill between the store's write and Optuna's, in either order, leaves nothing lost and nothing doubled.
+        """
+        finished = {row["number"]: row for row in rows if row["state"] in STATES}
+        for number, row in finished.items():
+            self.tell(number, row["state"], row["last_val_accuracy"])
+        return [t.number for t in self.optuna.trials if t.number not in finished and t.state != TrialState.WAITING]
 
 
-def reconcile(study: optuna.Study, rows: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Tell Optuna what the store knows to be finished; return the numbers that are still to be done.
-
-    A kill between the store's write and Optuna's, in either order, leaves nothing lost and nothing doubled.
-    """
-    finished = {row["number"]: row for row in rows if row["state"] in STATES}
-    for number, row in finished.items():
-        value = row["last_val_accuracy"] if row["state"] == "COMPLETE" else None
-        tell(study, number, row["state"], value)
-    return [t.number for t in study.trials if t.number not in finished and t.state != TrialState.WAITING]
+def random_draws(arm: ArmConfig, taps: StudentTaps, count: int) -> list[Method]:
+    """Return random methods of an arm's space, the same at every call; nothing is kept."""
+    silence_optuna()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [arm.method.sample(Draw(study.ask(), arm.space), taps) for _ in range(count)]
 
 
-def build_search(config: StudyConfig, journal: Path, space: SearchSpace, unfinished: Sequence[int]) -> ResumingSearch:
-    """Return the searcher; its sampler's seed varies with what is stored, since the same seed proposes the same points again."""
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    stored = len(optuna.load_study(study_name=config.name, storage=storage).trials)
-    seed = (config.search_seed * 100_003 + stored) % 2**32  # NumPy takes no larger one
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-    return ResumingSearch(space, unfinished, sampler=sampler, storage=storage, study_name=config.name)
-
-
-def build_scheduler(config: StudyConfig, rows: Iterable[Mapping[str, Any]], epochs: Mapping[int, Any]) -> Any:
-    """Return ASHA with the rungs that earlier trials of the study reached, or ``None`` without early stopping.
-
-    Args:
-        config: The study.
-        rows: Trials of earlier runs.
-        epochs: Their epoch records, by number.
-    """
-    if not config.early_stopping:
-        return None
-    longest = config.base.train.epochs
-    scheduler = ASHAScheduler(
-        time_attr=CLOCK,
-        metric=METRIC,
-        mode="max",
-        max_t=longest,
-        grace_period=longest / config.reduction_factor**2,
-        reduction_factor=config.reduction_factor,
-        stop_last_trials=False,
-    )
-    for row in rows:
-        past = SimpleNamespace(trial_id=f"stored-{row['number']}")
-        if row["state"] in ("COMPLETE", "PRUNED"):
-            scheduler.on_trial_add(None, past)
-            for record in epochs[row["number"]]:
-                if record["rung_epoch"] is not None:
-                    scheduler.on_trial_result(None, past, {METRIC: record[METRIC], CLOCK: record["rung_epoch"]})
-    return scheduler
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
 def silence_optuna() -> None:
-    """Keep Optuna and OptunaSearch from printing a line per trial."""
+    """Keep Optuna from printing a line per trial."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("ray.tune.search.optuna").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.search").setLevel(logging.ERROR)

@@ -1,0 +1,1 @@
+"""The one loop that runs any method's schedule, and what a run in one process needs around it."""

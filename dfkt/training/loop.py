@@ -1,4 +1,4 @@
-"""The one loop that runs a schedule, and evaluate().
+"""The one loop that runs a schedule.
 
 Knows no ray and writes no files: a :class:`Training` yields one record per epoch and stage, and hands out its state in between.
 """
@@ -6,23 +6,24 @@ Knows no ray and writes no files: a :class:`Training` yields one record per epoc
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkt.training.state import random_state, set_random_state
-from dfkt.config import TrainConfig
-from dfkt.data.load import ImageSet, Split, eval_batches, steps_per_epoch, train_batches
+from dfkt.config import TrainConfig, check_rule
+from dfkt.data.batches import steps_per_epoch, train_batches
+from dfkt.data.image_set import ImageSet
 from dfkt.errors import CheckpointError, NonFiniteLossError
-from dfkt.methods.builders import Schedule, Stage
-from dfkt.training.optim import autocast, build_optimizer, learning_rate
-from dfkt.networks.tapped import AdaptedNetwork, FrozenTeacher, TappedNetwork
+from dfkt.methods.base import Features, Schedule, Stage
+from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
 from dfkt.networks.taps import match_taps
-from dfkt.methods.terms import Features, weight_at
+from dfkt.training.evaluate import evaluate
+from dfkt.training.optim import autocast, learning_rate, network_dtype
+from dfkt.training.parallel import Group, synchronise_batch_norms
+from dfkt.training.stages import RunningStage, build_adapters, stage_ends
+from dfkt.training.state import random_state, set_random_state
 
 CHECK_STEPS = 50
 """Steps between looks at whether the loss is still finite; on a GPU every look waits for the device."""
@@ -38,7 +39,11 @@ class Training:
         teacher: The teacher; ``None`` only where no stage reads one.
         data: The image set, on the device.
         config: What the stages share.
-        rank, world: This process among the data-parallel ones; the default process group must exist when ``world > 1``.
+        group: The data-parallel processes, of which this is one.
+
+    Raises:
+        ConfigError: If there are fewer steps than stages, or fewer images in a batch than workers.
+        TapError: If a stage reads taps, and the networks' taps cannot be matched.
     """
 
     def __init__(
@@ -48,22 +53,28 @@ class Training:
         teacher: FrozenTeacher | None,
         data: ImageSet,
         config: TrainConfig,
-        *,
-        rank: int = 0,
-        world: int = 1,
+        group: Group | None = None,
     ) -> None:
         self.schedule, self.student, self.teacher, self.data, self.config = schedule, student, teacher, data, config
-        self.rank, self.world = rank, world
+        self.group = group or Group()
         self.device = data.train.images.device
         self.epoch_steps = steps_per_epoch(data, config.batch_size)
         self.batch_size = min(config.batch_size, len(data.train))
-        ends = [round(sum(s.epochs for s in schedule[: k + 1]) * self.epoch_steps) for k in range(len(schedule))]
-        self.ends = [max(end, k + 1) for k, end in enumerate(ends)]
-        self.step = 0
-        self.index = 0
+        world = self.group.world
+        check_rule(world <= self.batch_size, "workers <= batch_size", workers=world, batch_size=self.batch_size)
+        self.ends = stage_ends(schedule, self.epoch_steps)
+        self.step = self.index = 0
         self.device_seconds = 0.0
-        self.teacher_taps = match_taps(student.taps, teacher.taps) if teacher and any(s.taps for s in schedule) else ()
-        self.adapters = self._build_adapters()
+        dtype = network_dtype(config.precision)
+        student.network.to(dtype)
+        self.adapters, self.teacher_taps = nn.ModuleDict(), tuple[int, ...]()
+        if teacher is not None and any(stage.taps for stage in schedule):
+            self.teacher_taps = match_taps(student.taps, teacher.taps)
+            self.adapters = build_adapters(schedule, student, teacher, self.teacher_taps, config.seed)
+        self.adapters.to(self.device, dtype)
+        if world > 1 and config.sync_batch_norm:
+            synchronise_batch_norms(student.network)
+        self.running: RunningStage | None = None
         self._resumed_optimizer: dict[str, Any] | None = None
 
     def run(self) -> Iterator[Record]:
@@ -80,18 +91,19 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """Return all that :meth:`load` needs to go on from here, bit for bit."""
+        midway = self.running is not None and self.running.start < self.step < self.running.end
         return {
             "student": self.student.network.state_dict(),
             "adapters": self.adapters.state_dict(),
-            "optimizer": self._optimizer.state_dict() if self.step and self.step not in self.ends else None,
-            "random": random_state(),
+            "optimizer": self.running.optimizer.state_dict() if self.running is not None and midway else None,
+            "random": random_state(self.device),
             "step": self.step,
             "index": self.index,
             "device_seconds": self.device_seconds,
             "ends": list(self.ends),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Take the place of a state that :meth:`state` returned.
 
         Raises:
@@ -101,139 +113,95 @@ class Training:
             raise CheckpointError(f"Stages must end at steps {self.ends}, but the checkpoint has {state['ends']}.")
         self.student.network.load_state_dict(state["student"])
         self.adapters.load_state_dict(state["adapters"])
-        set_random_state(state["random"])
+        set_random_state(state["random"], self.device)
         self.step, self.index, self.device_seconds = state["step"], state["index"], state["device_seconds"]
         self._resumed_optimizer = state["optimizer"]
 
-    def _build_adapters(self) -> nn.ModuleDict:
-        """Build 1x1 convolutions for every tap where a stage needs channels to agree, and they do not."""
-        adapters = nn.ModuleDict()
-        if not self.teacher_taps or self.teacher is None:
-            return adapters
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            for tap in sorted({tap for stage in self.schedule for tap in stage.adapted_taps}):
-                ours, theirs = self.student.taps[tap].channels, self.teacher.taps[self.teacher_taps[tap]].channels
-                if ours != theirs:
-                    adapters[str(tap)] = nn.Conv2d(ours, theirs, 1, bias=False)
-        return adapters.to(self.device)
-
     def _run_stage(self, stage: Stage, start: int, end: int) -> Iterator[Record]:
-        model, trainable, frozen_norms = self._prepare(stage)
-        optimizer = self._optimizer = build_optimizer(trainable, stage.optimizer)
+        running = RunningStage.prepare(stage, start, end, self.student, self.adapters, self.config, self.group)
+        self.running = running
         if self._resumed_optimizer is not None:
-            optimizer.load_state_dict(self._resumed_optimizer)
+            running.optimizer.load_state_dict(self._resumed_optimizer)
             self._resumed_optimizer = None
         while self.step < end:
             epoch, first = divmod(self.step, self.epoch_steps)
             count = min(self.epoch_steps - first, end - self.step)
-            model.train()
-            for norm in frozen_norms:
-                norm.eval()
+            running.train_mode()
             began = time.perf_counter()
-            record = self._run_steps(stage, model, trainable, epoch, first, count, start, end)
+            record = self._run_steps(running, epoch, first, count)
             seconds = time.perf_counter() - began
             record |= self._evaluate(stage)
             self.device_seconds += time.perf_counter() - began
-            images = count * self.batch_size
-            record |= {"images_per_second": images / seconds, "seconds": seconds, **self._place(stage, start, end)}
+            speed = {"images_per_second": count * self.batch_size / seconds, "seconds": seconds}
+            record |= speed | self._place(running)
             self.index += 1
             yield record
 
-    def _prepare(self, stage: Stage) -> tuple[nn.Module, list[nn.Parameter], list[nn.Module]]:
-        """Cut the student for a stage and decide what trains; returns model, parameters and frozen batch norms."""
-        part = self.student.part(stage.taps, stage.needs("student_logits"))
-        frozen = self.student.below(stage.frozen_below) if stage.frozen_below is not None else frozenset()
-        for name, parameter in self.student.network.named_parameters():
-            parameter.requires_grad_(name not in frozen)
-            parameter.grad = None
-        norms: list[nn.Module] = [
-            module
-            for name, module in self.student.network.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" in frozen
-        ]
-        used = nn.ModuleDict({str(t): self.adapters[str(t)] for t in stage.adapted_taps if str(t) in self.adapters})
-        model: nn.Module = AdaptedNetwork(part, used)
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        if self.config.compile:
-            model = torch.compile(model)  # type: ignore[assignment]
-        if self.world > 1:
-            ids = [self.device] if self.device.type == "cuda" else None
-            model = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-        return model, trainable, norms
-
-    def _run_steps(
-        self,
-        stage: Stage,
-        model: nn.Module,
-        trainable: list[nn.Parameter],
-        epoch: int,
-        first: int,
-        count: int,
-        start: int,
-        end: int,
-    ) -> Record:
+    def _run_steps(self, running: RunningStage, epoch: int, first: int, count: int) -> Record:
         """Take ``count`` steps from step ``first`` of an epoch on; return the mean losses."""
+        stage, group = running.stage, self.group
         batches = train_batches(
-            self.data,
-            self.config.batch_size,
-            seed=self.config.seed,
-            epoch=epoch,
-            start=first,
-            rank=self.rank,
-            world=self.world,
-        )
+            self.data, self.config.batch_size, seed=self.config.seed, epoch=epoch, start=first,
+            rank=group.rank, world=group.world,
+        )  # fmt: skip
         losses = torch.zeros(count, len(stage.terms) + 1, device=self.device)  # every term's, then their weighted sum
         correct = torch.zeros((), device=self.device)
-        seen, lr = 0, 0.0
+        seen, rate = 0, 0.0
         for number in range(count):
             images, labels = next(batches)
-            done = (self.step - start) / (end - start)
-            lr = learning_rate(stage.optimizer, done)
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
-            weights = [weight_at(term.weight, done) for term in stage.terms]
-            values, logits = self._step(stage, weights, model, trainable, images, labels)
-            losses[number] = values
+            rate = learning_rate(stage.rate, self.config.optimizer.schedule, running.done(self.step))
+            for parameters in running.optimizer.param_groups:
+                parameters["lr"] = rate
+            losses[number], logits = self._step(running, images, labels)
             if logits is not None:
                 correct += (logits.argmax(1) == labels).sum()
             seen += len(labels)
             self.step += 1
             if (number + 1) % CHECK_STEPS == 0 or number + 1 == count:
-                _check_finite(losses[: number + 1], stage, epoch, self.step - number - 1)
-        means = self._mean(torch.cat([losses.mean(0), correct[None] / seen]))
-        record: Record = {"lr": lr} | {
-            f"{term.name}_loss": value for term, value in zip(stage.terms, means, strict=False)
-        }
-        record["loss"] = means[-2]
-        if stage.needs("student_logits"):
-            record["train_accuracy"] = means[-1]
-        return record
+                self._check_finite(losses[: number + 1], stage, epoch, self.step - number - 1)
+        accuracy = correct[None] / seen * (seen * group.world / (count * self.batch_size))
+        means = [float(value) for value in group.mean(torch.cat([losses.mean(0), accuracy]))]
+        record: Record = {f"{term.name}_loss": value for term, value in zip(stage.terms, means, strict=False)}
+        record |= {"lr": rate, "loss": means[-2]}
+        return record | ({"train_accuracy": means[-1]} if stage.needs("student_logits") else {})
 
-    def _step(
-        self,
-        stage: Stage,
-        weights: list[float],
-        model: nn.Module,
-        trainable: list[nn.Parameter],
-        images: Tensor,
-        labels: Tensor,
-    ) -> tuple[Tensor, Tensor | None]:
+    def _step(self, running: RunningStage, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Update the student once; return the terms' values with their weighted sum, and the logits."""
+        stage = running.stage
+        images = images.to(network_dtype(self.config.precision))
         teacher = self._run_teacher(stage, images)
         with self._autocast():
-            outputs = model(images)
+            outputs = running.model(images)
         student = Features({int(k): v for k, v in outputs.items() if k != "logits"}, outputs.get("logits"))
-        values = [term(teacher, student, labels) for term in stage.terms]
+        values = self._losses(stage, teacher, student, labels)
+        weights = [term.weight_at(running.done(self.step)) for term in stage.terms]
         loss = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
-        self._optimizer.zero_grad(set_to_none=True)
+        running.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if stage.clip_norm is not None:
-            nn.utils.clip_grad_norm_(trainable, stage.clip_norm)
-        self._optimizer.step()
-        logits = student.logits
+        clip = stage.clip_norm if stage.clip_norm is not None else self.config.clip_norm
+        if clip is not None:
+            nn.utils.clip_grad_norm_(running.trainable, clip)
+        running.optimizer.step()
         logged = torch.stack([v.detach().float() for v in (*values, loss)])
-        return logged, None if logits is None else logits.detach()
+        return logged, None if student.logits is None else student.logits.detach()
+
+    def _losses(self, stage: Stage, teacher: Features, student: Features, labels: Tensor) -> list[Tensor]:
+        """Return every term's value; the mean over workers is the whole batch's."""
+        if self.group.world == 1:
+            return [term(teacher, student, labels) for term in stage.terms]
+        share, values = self.group.share(self.batch_size), []
+        for term in stage.terms:
+            if term.whole_batch:
+                ours, theirs = (self._gathered(features, term.taps) for features in (student, teacher))
+                values.append(term(theirs, ours, self.group.gather(labels, self.batch_size)))
+            else:
+                values.append(term(teacher, student, labels) * share)
+        return values
+
+    def _gathered(self, features: Features, taps: tuple[int, ...]) -> Features:
+        """Return what a network computed for the whole batch, from all workers."""
+        logits = None if features.logits is None else self.group.gather(features.logits, self.batch_size)
+        return Features({tap: self.group.gather(features.taps[tap], self.batch_size) for tap in taps}, logits)
 
     def _run_teacher(self, stage: Stage, images: Tensor) -> Features:
         """Run the teacher no further than the stage reads it; activations come by student tap."""
@@ -246,34 +214,33 @@ class Training:
         return Features({tap: outputs[str(self.teacher_taps[tap])] for tap in stage.taps}, outputs.get("logits"))
 
     def _autocast(self) -> torch.autocast:
-        return autocast(self.config, self.device)
+        return autocast(self.config.precision, self.device)
 
-    def _mean(self, values: Tensor) -> list[float]:
-        """Average over the workers."""
-        if self.world > 1:
-            dist.all_reduce(values)
-            values = values / self.world
-        return [float(v) for v in values]
+    def _check_finite(self, losses: Tensor, stage: Stage, epoch: int, first_step: int) -> None:
+        """Look at the losses, all workers together: what one saw ends all, and none waits for another for ever."""
+        bad = self.group.agree(~torch.isfinite(losses).all(1))
+        if bool(bad.any()):
+            step = int(bad.int().argmax())
+            values = ", ".join(f"{t.name} {v:g}" for t, v in zip(stage.terms, losses[step].tolist(), strict=False))
+            raise NonFiniteLossError(
+                f"The loss became nan or inf in {stage.name}, epoch {epoch + 1}, step {first_step + step + 1} "
+                f"({values}). Lower the learning rate ({stage.rate:g}) or set clip_norm."
+            )
 
     def _evaluate(self, stage: Stage) -> Record:
         """Measure ``val`` at the end of an epoch of the task stage; a student in a flow stage cannot classify yet."""
-        if self.world > 1:
-            self._average_buffers()
+        if not self.config.sync_batch_norm:
+            self.group.average_buffers(self.student.network)
         if stage.phase != "task":
             return {}
-        accuracy, loss = evaluate(self.student.network, self.data, self.data.val, self.config, self.rank, self.world)
+        network, precision = self.student.network, self.config.precision
+        accuracy, loss = evaluate(network, self.data, self.data.val, precision, self.group)
         return {"val_accuracy": accuracy, "val_loss": loss}
 
-    def _average_buffers(self) -> None:
-        """Make the workers' batch-norm statistics agree: each saw only its share of every batch."""
-        for buffer in self.student.network.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= self.world
-
-    def _place(self, stage: Stage, start: int, end: int) -> Record:
+    def _place(self, running: RunningStage) -> Record:
         """Say where the run stands; ``rung_epoch`` is the scheduler's clock (docs/architecture.md)."""
-        share = (self.step - start) / (end - start) if stage.phase == "task" else None
+        stage = running.stage
+        task = stage.phase == "task"
         return {
             "index": self.index,
             "epoch": self.step / self.epoch_steps,
@@ -282,39 +249,5 @@ class Training:
             "stage": stage.tap,
             "step": self.step,
             "images": self.step * self.batch_size,
-            "rung_epoch": None if share is None else share * self.ends[-1] / self.epoch_steps,
+            "rung_epoch": running.done(self.step) * self.ends[-1] / self.epoch_steps if task else None,
         }
-
-
-def evaluate(
-    network: nn.Module, data: ImageSet, split: Split, config: TrainConfig, rank: int = 0, world: int = 1
-) -> tuple[float, float]:
-    """Return accuracy (0 to 1) and mean cross-entropy (nats) over a split, in evaluation mode; the mode is put back.
-
-    With several workers each looks at its share, and all return the same.
-    """
-    was_training = network.training
-    network.eval()
-    shard = Split(split.images[rank::world], split.labels[rank::world])
-    sums = torch.zeros(2, dtype=torch.float64, device=split.labels.device)
-    with torch.inference_mode(), autocast(config, split.images.device):
-        for images, labels in eval_batches(data, shard, 512):
-            logits = network(images).float()
-            sums[0] += (logits.argmax(1) == labels).sum()
-            sums[1] += F.cross_entropy(logits, labels, reduction="sum")
-    if world > 1:
-        dist.all_reduce(sums)
-    network.train(was_training)
-    accuracy, loss = (sums / len(split)).tolist()
-    return accuracy, loss
-
-
-def _check_finite(losses: Tensor, stage: Stage, epoch: int, first_step: int) -> None:
-    bad = ~torch.isfinite(losses).all(1)
-    if bool(bad.any()):
-        step = int(bad.int().argmax())
-        values = ", ".join(f"{t.name} {v:g}" for t, v in zip(stage.terms, losses[step].tolist(), strict=False))
-        raise NonFiniteLossError(
-            f"The loss became nan or inf in {stage.name}, epoch {epoch + 1}, step {first_step + step + 1} ({values}). "
-            f"Lower the learning rate ({stage.optimizer.lr:g}) or set clip_norm."
-        )

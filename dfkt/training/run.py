@@ -1,58 +1,60 @@
-"""Runs training in one process, alone or as one of Ray Train's workers; reports and checkpoints.
+"""One run in one process, alone or as one of several workers: from its checkpoint, if it has one, to its last report.
 
-A :class:`Job` is one run of one configuration. :func:`run_job` does it and reports through a plain function, so the same
-code serves a Tune process, a worker of Ray Train and the command line. A job that was interrupted goes on from the
-checkpoint in its folder, in whatever process it is started again.
+A :class:`Job` says what to run and where; :func:`run_job` does it and reports through a plain function, so the same
+code serves a Tune process, a worker of Ray Train and the command line. What it runs on, device and threads, it is told.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from dfkt.training.state import load_state, save_state
-from dfkt.config import DataConfig, NetworkConfig, RunConfig, TeacherConfig, config_key
-from dfkt.data.load import ImageSet, load_data
-from dfkt.errors import RunError
-from dfkt.methods.builders import build_schedule, needs_teacher
+from dfkt.config import DataConfig, NetworkConfig, Placement, TeacherConfig, config_key
+from dfkt.data.batches import steps_per_epoch
+from dfkt.data.image_set import ImageSet, Split
+from dfkt.data.load import load_data, load_test
+from dfkt.errors import CheckpointError, DfktError
+from dfkt.methods.base import Schedule
 from dfkt.networks.build import build_network, network_taps
-from dfkt.store.files import Storage
 from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
-from dfkt.networks.taps import group_ends
-from dfkt.training.teacher import load_teacher
-from dfkt.training.loop import Record, Training, evaluate
+from dfkt.networks.taps import StudentTaps, match_taps
+from dfkt.store.files import Storage
+from dfkt.training.config import RunConfig
+from dfkt.training.evaluate import evaluate
+from dfkt.training.loop import Record, Training
+from dfkt.training.memory import peak_memory, reset_peak_memory
+from dfkt.training.optim import network_dtype
+from dfkt.training.parallel import Group
+from dfkt.training.stages import stage_ends
+from dfkt.training.state import load_state, own_random, save_state
+from dfkt.training.teacher import load_teacher, read_own
 
 Payload = dict[str, Any]
 Report = Callable[[Payload], None]
-RESULT_FILE = "result.json"
 STUDENT_FILE = "student.pt"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run.
+    """One run, and where it lies.
 
     Args:
-        config: Everything that it depends on.
+        config: Everything that the result depends on.
+        placement: Where things lie, and what the run is given: device and threads.
         storage: Folder of its checkpoint, readable by every process that may run it.
         teacher: Folder with the teacher's weights; ``None`` where the method reads none.
-        number: Its number in its table.
-        test: Open the test split when training is over; keep the student and the last report beside the checkpoint.
+        test: Open the test split when training is over, and keep the student beside the checkpoint.
     """
 
     config: RunConfig
+    placement: Placement
     storage: str
     teacher: str | None
-    number: int = 0
     test: bool = False
 
 
@@ -75,7 +77,7 @@ class _Clock:
 
 
 class _Cache:
-    """What one process keeps from run to run: the latest image set and the latest teacher."""
+    """What one process keeps from run to run: the latest image set, test split and teacher."""
 
     def __init__(self) -> None:
         self.entries: dict[str, tuple[str, Any]] = {}
@@ -83,131 +85,167 @@ class _Cache:
     def get(self, kind: str, key: str, make: Callable[[], Any]) -> Any:
         """Return the kept value of this kind, made anew when its key is another."""
         if self.entries.get(kind, ("",))[0] != key:
+            self.entries.pop(kind, None)  # before the new one is made: both might not fit
             self.entries[kind] = (key, make())
         return self.entries[kind][1]
 
 
 _CACHE = _Cache()
-_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def images_for(config: DataConfig, device: torch.device, *, test: bool = False) -> ImageSet:
-    """Return a configuration's image set on a device, kept for the next run of this process."""
-    key = f"{config_key(config)} {device} {test}"
-    data: ImageSet = _CACHE.get(f"images {test}", key, lambda: load_data(config, test=test).to(device))
+def images_for(config: DataConfig, placement: Placement) -> ImageSet:
+    """Return an image set on the placement's device, kept for the next run of this process."""
+    key = f"{config} {placement.data_root} {placement.device}"
+    data: ImageSet = _CACHE.get("images", key, lambda: load_data(config, placement.data_root).to(placement.device))
     return data
 
 
-def teacher_for(config: TeacherConfig, data: ImageSet, folder: str) -> FrozenTeacher:
-    """Return a frozen teacher on the images' device, kept for the next run of this process."""
-    device = data.train.images.device
+def test_images_for(config: DataConfig, placement: Placement) -> Split:
+    """Return the test split on the placement's device, kept likewise; this opens it."""
+    data = images_for(config, placement)
+    key = f"{config} {placement.data_root} {placement.device}"
+    make = lambda: load_test(config, placement.data_root, data).to(placement.device)  # noqa: E731
+    split: Split = _CACHE.get("test", key, make)
+    return split
+
+
+def teacher_for(config: TeacherConfig, data: ImageSet, folder: str, *, tapped: bool, precision: Any) -> FrozenTeacher:
+    """Return the frozen teacher of a folder on the images' device, kept for the next run of this process.
+
+    Args:
+        config: Its network.
+        data: The image set, on the device.
+        folder: Where its weights lie.
+        tapped: Whether features are read at its taps.
+        precision: Of the run.
+    """
 
     def make() -> FrozenTeacher:
-        network = load_teacher(config, data, Storage(folder))
-        return FrozenTeacher(network, network_taps(network, config.network), _shape(data))
+        network = load_teacher(config, data, Storage(folder)).to(network_dtype(precision))
+        return FrozenTeacher(network, network_taps(network, config.network) if tapped else (), _shape(data))
 
-    key = f"{config_key(config)} {folder} {device}"
+    key = f"{config_key(config)} {folder} {data.checksum} {data.train.images.device} {tapped} {precision}"
     teacher: FrozenTeacher = _CACHE.get("teacher", key, make)
     return teacher
 
 
-def build_student(config: NetworkConfig, data: ImageSet, seed: int) -> TappedNetwork:
+def build_student(config: NetworkConfig, data: ImageSet, seed: int, *, tapped: bool = True) -> TappedNetwork:
     """Return a new student on the images' device; its initial weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    device = data.train.images.device
+    with own_random(seed, device):
         network = build_network(config, num_classes=data.num_classes, in_channels=data.channels)
-    network = network.to(data.train.images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TappedNetwork(network, network_taps(network, config), _shape(data))
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TappedNetwork(network, network_taps(network, config) if tapped else (), _shape(data))
 
 
 def build_training(
-    config: RunConfig, data: ImageSet, teacher_folder: str | None, rank: int = 0, world: int = 1
+    config: RunConfig, data: ImageSet, teacher_folder: str | None, group: Group | None = None
 ) -> Training:
-    """Return a run, ready to start, on the images' device."""
-    student = build_student(config.student, data, config.train.seed)
-    teacher = None
-    if needs_teacher(config):
+    """Return a run, ready to start, on the images' device.
+
+    Raises:
+        InputError: If networks, taps, pattern and lengths do not fit each other.
+    """
+    method, teacher = config.method, None
+    student = build_student(config.student, data, config.train.seed, tapped=method.tapped)
+    if method.taught:
         assert teacher_folder is not None
-        teacher = teacher_for(config.teacher, data, teacher_folder)
-    schedule = build_schedule(config, len(student.taps), group_ends(student.taps))
-    return Training(schedule, student, teacher, data, config.train, rank=rank, world=world)
+        teacher = teacher_for(
+            config.teacher, data, teacher_folder, tapped=method.tapped, precision=config.train.precision
+        )
+    schedule = method.schedule(config.train.epochs, StudentTaps.of(student.taps))
+    return Training(schedule, student, teacher, data, config.train, group)
 
 
-def run_job(job: Job, report: Report, *, device: torch.device, rank: int = 0, world: int = 1) -> None:
+def check_run(config: RunConfig, data: ImageSet) -> Schedule:
+    """Build networks and schedule of a run, without its teacher's weights, and return the schedule.
+
+    Raises:
+        InputError: If networks, taps, pattern and lengths do not fit each other, or a user's teacher cannot be read.
+    """
+    method = config.method
+    student = build_student(config.student, data, seed=0, tapped=method.tapped)
+    schedule = method.schedule(config.train.epochs, StudentTaps.of(student.taps))
+    stage_ends(schedule, steps_per_epoch(data, config.train.batch_size))
+    if method.taught:
+        teacher = build_student(config.teacher.network, data, seed=0, tapped=method.tapped)
+        if method.tapped:
+            match_taps(student.taps, teacher.taps)
+        if config.teacher.checkpoint is not None:
+            read_own(config.teacher, data)
+    return schedule
+
+
+def run_job(job: Job, report: Report, group: Group | None = None) -> None:
     """Run a job to its end, from its checkpoint if it has one.
 
     Every report holds ``records`` (the epochs not reported by this attempt before; after a restart, all of them),
     ``val_accuracy`` and ``rung_epoch`` once the student can classify, and
     ``complete``. A run that cannot go on reports ``failure``, with all its records.
-    A job with ``test`` that is done already returns at once.
 
     Args:
         job: What to run.
         report: Called after every epoch and stage.
-        device: Where to train.
-        rank, world: This process among the data-parallel ones.
+        group: The data-parallel processes, of which this is one.
     """
-    storage = Storage(job.storage)
-    if job.test and storage.exists(RESULT_FILE):
-        return
+    group = group or Group()
+    device = torch.device(job.placement.device)
+    torch.set_num_threads(job.placement.threads)
     clock = _Clock()
     history: list[Record] = []
-    _reset_peak_memory(device)
+    reset_peak_memory(device)
     try:
-        data = images_for(job.config.data, device)
-        training = build_training(job.config, data, job.teacher, rank, world)
-        state = load_state(storage)
-        if state is not None:
-            history += state.pop("history")
-            clock.go_on(state.pop("clock"))
-            training.load(state)
-        _train(job, training, storage, history, clock, report, device)
-    except RunError as error:
-        spent = {"device_seconds": sum(record["seconds"] for record in history) * world, "workers": world}
-        failure = {"records": history, "failure": str(error), "peak_memory_bytes": _peak_memory(device)}
-        _finish(job, failure | spent | clock.read(), history, report, rank)
+        data = images_for(job.config.data, job.placement)
+        training = build_training(job.config, data, job.teacher, group)
+        with own_random(job.config.train.seed, device):
+            _resume(job, training, history, clock)
+            _train(job, training, history, clock, report)
+    except DfktError as error:
+        spent = {"device_seconds": sum(record["seconds"] for record in history) * group.world, "workers": group.world}
+        failure = {"records": history, "failure": str(error), "peak_memory_bytes": peak_memory(device)}
+        report(failure | spent | clock.read())
 
 
-def _train(
-    job: Job,
-    training: Training,
-    storage: Storage,
-    history: list[Record],
-    clock: _Clock,
-    report: Report,
-    device: torch.device,
-) -> None:
+def _resume(job: Job, training: Training, history: list[Record], clock: _Clock) -> None:
+    """Go on from the checkpoint; a damaged one, another run's, or none starts the run anew."""
+    try:
+        state = load_state(Storage(job.storage))
+    except CheckpointError:
+        return
+    if state is not None and state.pop("key", None) == job.config.key:
+        history += state.pop("history")
+        clock.go_on(state.pop("clock"))
+        training.load(state)
+
+
+def _train(job: Job, training: Training, history: list[Record], clock: _Clock, report: Report) -> None:
     reported = 0
-    every = job.config.train.checkpoint_every
+    storage, every = Storage(job.storage), job.placement.checkpoint_every
     total = training.ends[-1]
     for record in training.run():
         history.append(record)
-        if training.rank == 0 and (training.index % every == 0 or training.step == total):
-            save_state(storage, training.state() | {"history": history, "clock": clock.read()})
+        if training.group.rank == 0 and (training.index % every == 0 or training.step == total):
+            extra = {"history": history, "clock": clock.read(), "key": job.config.key}
+            save_state(storage, training.state() | extra)
         if training.step < total:
-            report(_payload(history, reported, training, device) | clock.read())
+            report(_payload(history, reported, training) | clock.read())
             reported = len(history)
-    last = _payload(history, min(reported, len(history) - 1), training, device) | {"complete": True}
+    last = _payload(history, min(reported, len(history) - 1), training) | {"complete": True}
     if job.test:
-        last |= _test(job, training.student.network, training, device)
-        if training.rank == 0:
-            save_state(storage, training.student.network.state_dict(), STUDENT_FILE)
-    _finish(job, last | clock.read(), history, report, training.rank)
+        last |= _test(job, training)
+    report(last | clock.read())
 
 
-def _finish(job: Job, payload: Payload, history: list[Record], report: Report, rank: int) -> None:
-    """Make a job's last report; a job that opened the test split keeps it, with all records, as a file, written last."""
-    if job.test and rank == 0:
-        Storage(job.storage).write(RESULT_FILE, json.dumps(payload | {"records": history}).encode())
-    report(payload)
+def _shape(data: ImageSet) -> tuple[int, int, int]:
+    return (data.channels, *data.image_size)
 
 
-def _payload(history: list[Record], reported: int, training: Training, device: torch.device) -> Payload:
+def _payload(history: list[Record], reported: int, training: Training) -> Payload:
     payload: Payload = {
         "records": history[reported:],
-        "device_seconds": training.device_seconds * training.world,
-        "peak_memory_bytes": _peak_memory(device),
-        "workers": training.world,
+        "device_seconds": training.device_seconds * training.group.world,
+        "peak_memory_bytes": peak_memory(training.device),
+        "workers": training.group.world,
         "complete": False,
     }
     if history[-1]["phase"] == "task":
@@ -215,40 +253,11 @@ def _payload(history: list[Record], reported: int, training: Training, device: t
     return payload
 
 
-def _test(job: Job, network: nn.Module, training: Training, device: torch.device) -> Payload:
-    """Open the test split: once, for a run that is over."""
-    data = images_for(job.config.data, device, test=True)
-    assert data.test is not None
-    accuracy, loss = evaluate(network, data, data.test, job.config.train, training.rank, training.world)
+def _test(job: Job, training: Training) -> Payload:
+    """Keep the student, and open the test split: once, for a run that is over."""
+    network = training.student.network
+    if training.group.rank == 0:
+        save_state(Storage(job.storage), network.state_dict(), STUDENT_FILE)
+    split = test_images_for(job.config.data, job.placement)
+    accuracy, loss = evaluate(network, training.data, split, job.config.train.precision, training.group)
     return {"test_accuracy": accuracy, "test_loss": loss}
-
-
-def pick_device() -> torch.device:
-    """Return the GPU that this process was given, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def set_threads(count: int) -> None:
-    """Let torch use so many CPU threads in this process."""
-    torch.set_num_threads(max(1, count))
-
-
-def _shape(data: ImageSet) -> tuple[int, int, int]:
-    return (data.channels, *data.image_size)
-
-
-def _reset_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif os.access(_CLEAR_REFS, os.W_OK):
-        _CLEAR_REFS.write_text("5")  # proc(5): resets VmHWM
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    """Return the most memory held since the run began, in bytes: the GPU's, or the process's; ``None`` if not known."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if not os.access(_CLEAR_REFS, os.W_OK):
-        return None
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024

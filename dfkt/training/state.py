@@ -1,22 +1,28 @@
-"""A run's place in its schedule, as bytes: student, optimizer, random states, history; never the teacher."""
+"""A run's place in its schedule, as bytes; weights in files; and random draws that belong to one run alone."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from dfkt.errors import CheckpointError
 from dfkt.store.files import Storage
 
 STATE_FILE = "state.pt"
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that DistributedDataParallel and torch.compile put before names."""
 
 
-def save_state(storage: Storage, state: dict[str, Any], name: str = STATE_FILE) -> None:
+def save_state(storage: Storage, state: Mapping[str, Any], name: str = STATE_FILE) -> None:
     """Write a state as one file; a reader sees the old one or the new one, whole."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(dict(state), buffer)
     storage.write(name, buffer.getvalue())
 
 
@@ -38,19 +44,45 @@ def load_state(storage: Storage, name: str = STATE_FILE) -> dict[str, Any] | Non
     return state
 
 
-def random_state() -> dict[str, torch.Tensor]:
-    """Return the states of torch's generators, for networks that draw (dropout, stochastic depth)."""
+@contextlib.contextmanager
+def own_random(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from a seed while the context lasts; then torch's generators go on as if nothing had been drawn.
+
+    So a network that draws (initial weights, dropout, stochastic depth) depends on the seed, not on what the process
+    did before, and what the process does next does not depend on it.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the states of the generators that a run on a device draws from."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def set_random_state(states: dict[str, torch.Tensor]) -> None:
+def set_random_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
     """Put back what :func:`random_state` returned."""
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
+    """Return 12 hexadecimal digits that name weights by their names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(repr((name, value.dtype, tuple(value.shape))).encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
@@ -72,10 +104,10 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
             loaded = loaded[name]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise CheckpointError(f"Teacher checkpoint {path} must hold a state dict, but holds {type(loaded).__name__}.")
-    return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in loaded.items()}
+    return {_unwrapped(str(name)): value for name, value in loaded.items()}
 
 
-def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], path: str, what: str) -> None:
+def load_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], path: str, what: str) -> None:
     """Load weights into a network, every name and shape checked.
 
     Raises:
@@ -91,7 +123,14 @@ def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], pat
         problems.append(f"{n} has shape {tuple(weights[n].shape)} instead of {tuple(own[n].shape)}")
     if problems:
         raise CheckpointError(f"Teacher checkpoint {path} does not fit {what}: {'; '.join(problems)}.")
-    network.load_state_dict(weights)
+    network.load_state_dict(dict(weights))
+
+
+def _unwrapped(name: str) -> str:
+    """Return a parameter's name without the prefixes of wrappers, in whatever order they were put on."""
+    while name.startswith(WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
 
 
 def _reason(error: Exception) -> str:

@@ -1,30 +1,33 @@
-"""Train a teacher, or find the one trained before, or take a user's own."""
+"""Train a teacher, or find the one trained before, or take a user's own; a study keeps its one teacher beside its results.
+
+A training is named by its recipe, in the folder for teachers of this machine; the teacher itself, once it is there, by
+its weights.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import time
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
 from torch import nn
 
-from dfkt.training.state import STATE_FILE, load_state, load_weights, read_weights, save_state
-from dfkt.config import RunConfig, TaskConfig, TeacherConfig, to_dict
-from dfkt.data.load import ImageSet
+from dfkt.config import Placement, TeacherConfig, key_dict, to_dict
+from dfkt.data.image_set import ImageSet
 from dfkt.errors import CheckpointError
-from dfkt.methods.builders import build_schedule
-from dfkt.networks.build import build_network, network_taps
-from dfkt.store.files import Storage
+from dfkt.methods.scratch import Scratch
+from dfkt.networks.build import build_network
 from dfkt.networks.tapped import TappedNetwork
-from dfkt.training.loop import Training, evaluate
+from dfkt.networks.taps import StudentTaps
+from dfkt.store.files import Storage
+from dfkt.training.evaluate import evaluate
+from dfkt.training.loop import Training
+from dfkt.training.state import STATE_FILE, hash_weights, load_state, load_weights, own_random, read_weights, save_state
 
 WEIGHTS_FILE = "teacher.pt"
 ABOUT_FILE = "teacher.json"
@@ -33,61 +36,61 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher ready to teach."""
+    """A teacher ready to teach; ``key`` names its weights."""
 
     network: nn.Module
     key: str
     val_accuracy: float
-    about: dict[str, Any]
 
 
-def teacher_key(config: TeacherConfig, data: ImageSet) -> str:
-    """Return 12 hexadecimal digits that name a teacher by its settings and by the images it learns from."""
-    train = data.train
-    settings = to_dict(config) | {"checkpoint": None, "root": None}
-    settings["data"] = [
-        zlib.crc32(train.images.cpu().numpy().data),
-        zlib.crc32(train.labels.cpu().numpy().data),
-        len(train),
-        data.padding,
-        data.flip,
-    ]
+def recipe_key(config: TeacherConfig, data: ImageSet) -> str:
+    """Return 12 hexadecimal digits that name a teacher's training by the settings and the images that it depends on."""
+    settings = key_dict(replace(config, network=replace(config.network, taps=None)))
+    settings["train"].pop("sync_batch_norm")  # a teacher is trained by one process
+    settings["data"] = [data.checksum, len(data.train), data.padding, data.flip]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def find_teacher(config: TeacherConfig, data: ImageSet, log: Log) -> Teacher:
-    """Return the teacher that a configuration stands for, trained now unless it was trained before.
+def find_teacher(
+    config: TeacherConfig, data: ImageSet, placement: Placement, log: Log, folder: Storage | None = None
+) -> Teacher:
+    """Return the teacher that a configuration stands for: a study's own, a user's, or one trained before or now.
 
     Processes that ask for the same teacher at once wait for the one that trains it; an interrupted training goes on where it was.
 
     Args:
         config: The teacher's network and training, or a user's checkpoint.
         data: The image set, on the device that is to train.
+        placement: Where trained teachers are kept.
         log: Receives one line when the teacher is ready, and one per epoch while it is trained.
+        folder: A study's: the weights there are its teacher, and a teacher found elsewhere is left there.
 
     Raises:
-        CheckpointError: If a user's checkpoint cannot be read or does not fit.
+        CheckpointError: If weights cannot be read or do not fit, or a user's are not those that the study began with.
         StudyError: If the folder for teachers is not writable.
     """
-    if config.checkpoint is not None:
-        return _users_own(config, data, log)
-    key = teacher_key(config, data)
-    fresh = _build(config, data)
-    folder = Path(config.root).expanduser() / f"{config.network.name.replace(':', '_')}-{key}"
-    Storage(folder).check_writable()
-    with FileLock(folder / ".lock"):
-        found = (folder / ABOUT_FILE).exists()
-        if not found:
-            _train(config, data, fresh, Storage(folder), log)
-        about = json.loads((folder / ABOUT_FILE).read_text())
-    network = load_teacher(config, data, Storage(folder))
-    how = "found" if found else f"trained in {about['seconds']:.0f} s, kept"
-    log(f"teacher {config.network.name}: val {100 * about['val_accuracy']:.2f} %, {how} in {folder}")
-    return Teacher(network, key, about["val_accuracy"], about)
+    own = read_own(config, data) if config.checkpoint is not None else None
+    if folder is not None and folder.exists(WEIGHTS_FILE):
+        teacher = _rated(config, data, load_teacher(config, data, folder))
+        if own is not None and hash_weights(own.state_dict()) != teacher.key:
+            raise CheckpointError(
+                f"The study's teacher must stay {teacher.key}, but {config.checkpoint} holds other weights. "
+                "Take another --name, or leave --teacher-checkpoint out."
+            )
+        log(f"teacher {config.network.name}: val {100 * teacher.val_accuracy:.2f} %, the study's own")
+        return teacher
+    if own is not None:
+        teacher = _rated(config, data, own)
+        log(f"teacher {config.network.name} from {config.checkpoint}: val {100 * teacher.val_accuracy:.2f} %")
+    else:
+        teacher = _trained(config, data, placement, log)
+    if folder is not None:
+        save_state(folder, teacher.network.state_dict(), WEIGHTS_FILE)
+    return teacher
 
 
 def load_teacher(config: TeacherConfig, data: ImageSet, folder: Storage) -> nn.Module:
-    """Return the teacher whose weights :func:`publish_teacher` left in a folder.
+    """Return the network whose weights :func:`find_teacher` left in a folder.
 
     Raises:
         CheckpointError: If there are none, or they do not fit.
@@ -100,60 +103,68 @@ def load_teacher(config: TeacherConfig, data: ImageSet, folder: Storage) -> nn.M
     return network
 
 
-def publish_teacher(teacher: Teacher, folder: Storage) -> None:
-    """Leave a teacher's weights in a folder where every worker finds them."""
-    if not folder.exists(WEIGHTS_FILE):
-        save_state(folder, teacher.network.state_dict(), WEIGHTS_FILE)
+def read_own(config: TeacherConfig, data: ImageSet) -> nn.Module:
+    """Return a user's teacher from ``config.checkpoint``.
 
-
-def check_checkpoint(config: TeacherConfig, data: ImageSet) -> None:
-    """Raise :class:`CheckpointError` if a user's checkpoint cannot be read or does not fit; does nothing without one."""
-    if config.checkpoint is not None:
-        path = str(Path(config.checkpoint).expanduser())
-        load_weights(_build(config, data), read_weights(path), path, _describe(config, data))
-
-
-def _users_own(config: TeacherConfig, data: ImageSet, log: Log) -> Teacher:
-    path = Path(str(config.checkpoint)).expanduser()
+    Raises:
+        CheckpointError: If it cannot be read or does not fit.
+    """
+    path = str(Path(str(config.checkpoint)).expanduser())
     network = _build(config, data)
-    load_weights(network, read_weights(str(path)), str(path), _describe(config, data))
-    accuracy, _ = evaluate(network, data, data.val, config.train)
-    log(f"teacher {config.network.name} from {path}: val {100 * accuracy:.2f} %")
-    key = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Teacher(network, key, accuracy, {"checkpoint": str(path), "val_accuracy": accuracy})
+    what = f"{config.network.name} for {data.num_classes} classes and {data.channels} channels"
+    load_weights(network, read_weights(path), path, what)
+    return network
 
 
-def _describe(config: TeacherConfig, data: ImageSet) -> str:
-    return f"{config.network.name} for {data.num_classes} classes and {data.channels} channels"
+def _trained(config: TeacherConfig, data: ImageSet, placement: Placement, log: Log) -> Teacher:
+    """Return the teacher that this machine has trained by the recipe, trained now if there is none."""
+    name = config.network.name.replace(":", "_")
+    folder = Path(placement.teacher_root).expanduser() / f"{name}-{recipe_key(config, data)}"
+    Storage(folder).check_writable()
+    with FileLock(folder / ".lock"):
+        found = (folder / ABOUT_FILE).exists()
+        if not found:
+            _train(config, data, Storage(folder), log)
+        about = json.loads((folder / ABOUT_FILE).read_text())
+    network = load_teacher(config, data, Storage(folder))
+    how = "found" if found else f"trained in {about['seconds']:.0f} s, kept"
+    log(f"teacher {config.network.name}: val {100 * about['val_accuracy']:.2f} %, {how} in {folder}")
+    return Teacher(network, hash_weights(network.state_dict()), about["val_accuracy"])
+
+
+def _rated(config: TeacherConfig, data: ImageSet, network: nn.Module) -> Teacher:
+    accuracy, _ = evaluate(network, data, data.val, config.train.precision)
+    return Teacher(network, hash_weights(network.state_dict()), accuracy)
 
 
 def _build(config: TeacherConfig, data: ImageSet) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
+    device = data.train.images.device
+    with own_random(config.train.seed, device):
         network = build_network(config.network, num_classes=data.num_classes, in_channels=data.channels)
-    return network.to(data.train.images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _train(config: TeacherConfig, data: ImageSet, network: nn.Module, storage: Storage, log: Log) -> None:
+def _train(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) -> None:
     """Train from scratch; the description is written last, so that its presence means the teacher is whole."""
-    run = RunConfig(method="scratch", task=TaskConfig(optimizer=config.optimizer), train=config.train)
-    schedule = build_schedule(run, 0, ())
-    names = network_taps(network, config.network)
-    student = TappedNetwork(network, names, (data.channels, *data.image_size))
-    training = Training(schedule, student, None, data, config.train)
-    state = load_state(storage)
-    if state is not None:
-        training.load(state)
-    began = time.perf_counter() - (state["device_seconds"] if state else 0.0)
-    log(f"training teacher {config.network.name}, {config.train.epochs:g} epochs")
-    for record in training.run():
-        save_state(storage, training.state())
-        log(
-            f"  teacher epoch {record['epoch']:.0f}/{config.train.epochs:g}: loss {record['loss']:.3f}, "
-            f"val {100 * record['val_accuracy']:.2f} %, {record['images_per_second']:.0f} images/s"
-        )
+    schedule = Scratch(rate=config.rate).schedule(config.train.epochs, StudentTaps(0, ()))
+    network = _build(config, data)
+    training = Training(
+        schedule, TappedNetwork(network, (), (data.channels, *data.image_size)), None, data, config.train
+    )
+    with own_random(config.train.seed, data.train.images.device):
+        state = load_state(storage)
+        if state is not None:
+            training.load(state)
+        began = time.perf_counter() - training.device_seconds
+        log(f"training teacher {config.network.name}, {config.train.epochs:g} epochs")
+        for record in training.run():
+            save_state(storage, training.state())
+            log(
+                f"  teacher epoch {record['epoch']:.0f}/{config.train.epochs:g}: loss {record['loss']:.3f}, "
+                f"val {100 * record['val_accuracy']:.2f} %, {record['images_per_second']:.0f} images/s"
+            )
     save_state(storage, network.state_dict(), WEIGHTS_FILE)
-    accuracy, _ = evaluate(network, data, data.val, config.train)  # a training that goes on may have no epoch left
-    about = dataclasses.asdict(config) | {"val_accuracy": accuracy, "seconds": time.perf_counter() - began}
+    accuracy, _ = evaluate(network, data, data.val, config.train.precision)  # one that goes on may have no epoch left
+    about = to_dict(config) | {"val_accuracy": accuracy, "seconds": time.perf_counter() - began}
     storage.write(ABOUT_FILE, json.dumps(about, indent=1).encode())
     storage.delete(STATE_FILE)

@@ -1,5 +1,6 @@
 """Folders of images: decoding, cache, and what is refused."""
 
+import errno
 import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -7,17 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_image
+from numpy.typing import NDArray
 from PIL import Image
 
 from dfkt.data import folder
+from dfkt.data.folder import find_splits, read_folder, read_folder_test
+from dfkt.data.source import Arrays
 from dfkt.errors import DataError
-from dfkt.data.folder import decode_image, find_splits, read_folder
-
-
-def write_image(path: Path, size: tuple[int, int] = (8, 8), mode: str = "RGB", seed: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(noise).convert(mode).save(path)
 
 
 @pytest.fixture
@@ -30,50 +28,105 @@ def pets(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
+def train_of(folder: Path, tmp_path: Path, size: int | None = None) -> NDArray[np.uint8]:
+    """The training images; copied, because a mapped file changes with the file."""
+    return read_folder(folder, tmp_path / "cache", size=size).train[0].copy()
+
+
+def read_test(folder: Path, tmp_path: Path) -> Arrays:
+    arrays = read_folder_test(folder, tmp_path / "cache", ("cat", "dog"), size=8, channels=3)
+    assert arrays is not None
+    return arrays
+
+
 def read_in_process(args: tuple[Path, Path]) -> int:
-    return int(read_folder(*args)[1]["train"][0].sum())
+    return int(read_folder(*args).train[0].sum())
 
 
 def test_images_and_labels_come_back_as_written(pets: Path, tmp_path: Path) -> None:
-    classes, splits, notes = read_folder(pets, tmp_path / "cache", test=True)
-    images, labels = splits["train"]
-    assert classes == ("cat", "dog")
+    source = read_folder(pets, tmp_path / "cache")
+    images, labels = source.train
+    assert (source.classes, source.val, source.owns_test) == (("cat", "dog"), None, True)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert np.array_equal(images[4], np.asarray(Image.open(pets / "train/dog/1.png")))
-    assert splits["test"][0].shape == (2, 8, 8, 3)
-    assert str(tmp_path / "cache") in notes[0]
+    assert len(source.notes) == 1
+    assert str(tmp_path / "cache") in source.notes[0]
 
 
 def test_test_images_are_not_opened_unless_asked_for(pets: Path, tmp_path: Path) -> None:
+    images, labels = read_test(pets, tmp_path)
+    assert images.shape == (2, 8, 8, 3)
+    assert labels.tolist() == [0, 1]
     (pets / "test/cat/0.png").write_bytes(b"broken")
-    assert set(read_folder(pets, tmp_path / "cache")[1]) == {"train"}
+    read_folder(pets, tmp_path / "cache")
     with pytest.raises(DataError, match=r"test/cat/0\.png"):
-        read_folder(pets, tmp_path / "cache", test=True)
+        read_test(pets, tmp_path)
+
+
+def test_a_folder_without_test_has_no_test_images(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_image(tmp_path / "pets" / name / "0.png")
+    assert read_folder_test(tmp_path / "pets", tmp_path / "cache", ("cat", "dog"), size=8, channels=3) is None
+    assert not read_folder(tmp_path / "pets", tmp_path / "cache").owns_test
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("fish", "must be in train/ too, but got fish"), (None, "The test split must hold images")],
+)
+def test_a_test_folder_that_does_not_fit_is_refused(pets: Path, tmp_path: Path, name: str | None, message: str) -> None:
+    for image in pets.glob("test/*/0.png"):
+        image.unlink()
+    if name:
+        write_image(pets / "test" / name / "0.png")
+    with pytest.raises(DataError, match=message):
+        read_test(pets, tmp_path)
+
+
+def test_images_are_mapped_from_the_cache_not_read(pets: Path, tmp_path: Path) -> None:
+    decoded, kept = (read_folder(pets, tmp_path / "cache").train[0] for _ in range(2))
+    for images in (decoded, kept):  # the first reading gives its decoded copy up as well
+        assert isinstance(images.base, np.memmap)
+        assert not images.flags.writeable
+
+
+def test_a_file_system_that_cannot_map_files_is_read(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train_of(pets, tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
+    monkeypatch.setattr(folder, "decode_all", lambda *_, **__: pytest.fail("decoded again"))
+    assert np.array_equal(first, train_of(pets, tmp_path))
 
 
 def test_a_second_reading_decodes_nothing(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = read_folder(pets, tmp_path / "cache")[1]["train"][0]
+    first = train_of(pets, tmp_path)
     monkeypatch.setattr(folder, "decode_all", lambda *_, **__: pytest.fail("decoded again"))
-    assert np.array_equal(first, read_folder(pets, tmp_path / "cache")[1]["train"][0])
+    assert np.array_equal(first, train_of(pets, tmp_path))
     pets.rename(tmp_path / "moved")
-    assert np.array_equal(first, read_folder(tmp_path / "moved", tmp_path / "cache")[1]["train"][0])
+    assert np.array_equal(first, train_of(tmp_path / "moved", tmp_path))
 
 
 def test_a_changed_file_is_decoded_again(pets: Path, tmp_path: Path) -> None:
-    before = read_folder(pets, tmp_path / "cache")[1]["train"][0]
+    before = train_of(pets, tmp_path)
     write_image(pets / "train/cat/0.png", seed=99)
     os.utime(pets / "train/cat/0.png", ns=(1, 1))
-    after = read_folder(pets, tmp_path / "cache")[1]["train"][0]
+    after = train_of(pets, tmp_path)
     assert not np.array_equal(before[0], after[0])
     assert np.array_equal(before[1:], after[1:])
 
 
 @pytest.mark.parametrize("damage", [b"", b"not numpy", None])
 def test_a_damaged_cache_is_decoded_again(pets: Path, tmp_path: Path, damage: bytes | None) -> None:
-    before = read_folder(pets, tmp_path / "cache")[1]["train"][0]
+    before = train_of(pets, tmp_path)
     (kept,) = (tmp_path / "cache").glob("*.npy")
     kept.write_bytes(kept.read_bytes()[:-5] if damage is None else damage)
-    assert np.array_equal(before, read_folder(pets, tmp_path / "cache")[1]["train"][0])
+    assert np.array_equal(before, train_of(pets, tmp_path))
     assert np.array_equal(before, np.load(kept))
 
 
@@ -99,44 +152,18 @@ def test_grey_images_have_one_channel_and_test_follows_train(tmp_path: Path, mod
     for name in ("a", "b"):
         write_image(tmp_path / "grey/train" / name / "0.png", mode=mode)
         write_image(tmp_path / "grey/test" / name / "0.png", mode="RGB")
-    splits = read_folder(tmp_path / "grey", tmp_path / "cache", test=True)[1]
-    assert splits["train"][0].shape == splits["test"][0].shape == (2, 8, 8, 1)
-
-
-def test_one_colour_image_makes_three_channels(tmp_path: Path) -> None:
-    write_image(tmp_path / "mixed/a/0.png", mode="L")
-    write_image(tmp_path / "mixed/b/0.png", mode="RGB")
-    images = read_folder(tmp_path / "mixed", tmp_path / "cache")[1]["train"][0]
-    assert images.shape == (2, 8, 8, 3)
-    assert (images[0, ..., 0] == images[0, ..., 2]).all()
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK", "YCbCr"])
-def test_other_modes_become_colour(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / ("x.png" if mode in ("RGBA", "P") else "x.jpg")
-    write_image(path, mode=mode)
-    assert decode_image(path, size=8).shape == (8, 8, 3)
-
-
-def test_a_transparent_palette_gives_no_warning(tmp_path: Path) -> None:
-    image = Image.new("P", (8, 8))
-    image.putpalette([10, 20, 30] * 256)
-    image.save(tmp_path / "x.png", transparency=bytes([0, 255]))
-    assert decode_image(tmp_path / "x.png", size=8)[0, 0].tolist() == [10, 20, 30]
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.full((8, 8), 0x8000, dtype=np.uint16)).save(tmp_path / "x.png")
-    assert decode_image(tmp_path / "x.png", size=8)[0, 0].tolist() == [0x80]
+    test = read_folder_test(tmp_path / "grey", tmp_path / "cache", ("a", "b"), size=8, channels=1)
+    assert test is not None
+    assert train_of(tmp_path / "grey", tmp_path).shape == test[0].shape == (2, 8, 8, 1)
 
 
 def test_the_first_image_sets_the_size_and_others_are_cropped(tmp_path: Path) -> None:
     write_image(tmp_path / "sizes/a/0.png", size=(12, 6))
     write_image(tmp_path / "sizes/b/0.png", size=(20, 20))
-    images = read_folder(tmp_path / "sizes", tmp_path / "cache")[1]["train"][0]
+    images = train_of(tmp_path / "sizes", tmp_path)
     assert images.shape == (2, 6, 6, 3)
     assert np.array_equal(images[0], np.asarray(Image.open(tmp_path / "sizes/a/0.png"))[:, 3:9])
-    assert read_folder(tmp_path / "sizes", tmp_path / "cache", size=4)[1]["train"][0].shape == (2, 4, 4, 3)
+    assert train_of(tmp_path / "sizes", tmp_path, size=4).shape == (2, 4, 4, 3)
 
 
 def test_images_are_found_in_deeper_folders_and_other_files_ignored(tmp_path: Path) -> None:
@@ -144,19 +171,22 @@ def test_images_are_found_in_deeper_folders_and_other_files_ignored(tmp_path: Pa
     write_image(tmp_path / "deep/b/0.png")
     (tmp_path / "deep/b/boxes.txt").write_text("x")
     (tmp_path / "deep/.hidden").mkdir()
-    assert read_folder(tmp_path / "deep", tmp_path / "cache")[1]["train"][1].tolist() == [0, 1]
+    assert read_folder(tmp_path / "deep", tmp_path / "cache").train[1].tolist() == [0, 1]
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     for name in ("car", "train"):
         write_image(tmp_path / "vehicles" / name / "0.png")
-    assert read_folder(tmp_path / "vehicles", tmp_path / "cache")[0] == ("car", "train")
+    assert read_folder(tmp_path / "vehicles", tmp_path / "cache").classes == ("car", "train")
 
 
 def test_val_is_read_where_there_is_one(pets: Path, tmp_path: Path) -> None:
     write_image(pets / "val/dog/0.png")
     assert set(find_splits(pets)) == {"train", "val", "test"}
-    assert read_folder(pets, tmp_path / "cache")[1]["val"][1].tolist() == [1]
+    source = read_folder(pets, tmp_path / "cache")
+    assert source.val is not None
+    assert source.val[1].tolist() == [1]
+    assert all(path.name in source.notes[0] for path in (tmp_path / "cache").glob("*.npy"))
 
 
 @pytest.mark.parametrize(

@@ -1,93 +1,20 @@
-"""The ResNets are those of He et al., and every network is found by its name or refused in one line."""
+"""Every network is found by its name or refused in one line, and so are its taps."""
 
 import sys
 import types
 
 import pytest
 import torch
-from torch import fx, nn
+from tiny_networks import Residual
+from torch import nn
 
 from dfkt.config import NetworkConfig
-from dfkt.errors import NetworkError, TapError
-from dfkt.networks.build import NETWORKS, BasicBlock, ResNet, build_network, network_names, network_taps
+from dfkt.errors import ConfigError, NetworkError, TapError
+from dfkt.networks.build import NETWORKS, build_network, network_names, network_taps, split_network_pair
 
 
 def build(name, num_classes=10, in_channels=3, **settings):
     return build_network(NetworkConfig(name=name, **settings), num_classes=num_classes, in_channels=in_channels)
-
-
-def count(network):
-    return sum(p.numel() for p in network.parameters())
-
-
-@pytest.mark.parametrize(("depth", "millions"), [(20, "0.27"), (32, "0.46"), (56, "0.85"), (110, "1.73")])
-def test_parameter_counts_agree_with_table_6_of_he_et_al(depth, millions):
-    with torch.device("meta"):
-        assert f"{count(build(f'resnet{depth}')) / 1e6:.2f}" == millions
-
-
-def test_parameters_of_resnet8_counted_by_hand():
-    convolutions = 9 * (3 * 16 + 2 * 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
-    norms = 2 * (3 * 16 + 2 * 32 + 2 * 64)
-    assert count(build("resnet8")) == convolutions + norms + 64 * 10 + 10
-
-
-@pytest.mark.parametrize("depth", [8, 14, 20, 26, 32, 44])
-def test_depth_is_the_number_of_layers_with_weights_and_taps_are_stem_and_blocks(depth):
-    network = ResNet(depth, num_classes=4, width=0.1)
-    assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in network.modules()) == depth
-    assert network.taps[0] == "stem"
-    assert len(network.taps) == 1 + (depth - 2) // 2
-    assert all(isinstance(network.get_submodule(tap), BasicBlock) for tap in network.taps[1:])
-
-
-@pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32), (3, 7), (3, 4)])
-def test_any_small_image_gives_logits(channels, size):
-    network = build("resnet8", num_classes=7, in_channels=channels, width=0.25)
-    assert network(torch.randn(2, channels, size, size)).shape == (2, 7)
-
-
-def test_shortcut_slices_the_grid_and_appends_channels_of_zeros():
-    block = BasicBlock(2, 5, stride=2)
-    nn.init.zeros_(block.bn2.weight)  # leaves the shortcut alone
-    x = torch.rand(3, 2, 7, 7)
-    expected = torch.cat([x[:, :, ::2, ::2], torch.zeros(3, 3, 4, 4)], dim=1)
-    torch.testing.assert_close(block(x), expected)
-    assert {name.split(".")[0] for name, _ in block.named_parameters()} == {"conv1", "bn1", "conv2", "bn2"}
-
-
-def test_a_block_does_not_modify_its_input():
-    x = torch.randn(2, 4, 6, 6)
-    before = x.clone()
-    BasicBlock(4, 4)(x)
-    assert torch.equal(x, before)
-
-
-def test_convolutions_have_msra_variance():
-    torch.manual_seed(0)
-    weight = build("resnet8").get_submodule("layer3.0.conv2").weight
-    assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
-
-
-@pytest.mark.parametrize(("width", "channels"), [(0.01, (1, 1, 1)), (0.5, (8, 16, 32)), (2.0, (32, 64, 128))])
-def test_width_multiplies_channels(width, channels):
-    network = build("resnet8", width=width)
-    assert tuple(network.get_submodule(f"layer{g}.0.conv2").out_channels for g in (1, 2, 3)) == channels
-
-
-def test_the_trace_gives_the_same_logits():
-    network, x = build("resnet14", width=0.5).eval(), torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        assert torch.equal(fx.symbolic_trace(network)(x), network(x))
-
-
-def test_channels_last_stays_through_every_block():
-    network = build("resnet14").to(memory_format=torch.channels_last)
-    layouts = []
-    for block in (module for module in network.modules() if isinstance(module, BasicBlock)):
-        block.register_forward_hook(lambda m, i, out: layouts.append(out.stride(1) == 1))
-    network(torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last))
-    assert layouts == [True] * 6
 
 
 def test_network_names_build():
@@ -143,7 +70,7 @@ def test_an_imported_function_gets_the_keywords_that_it_takes():
         ({"name": "torchvision:fasterrcnn_resnet50_fpn"}, "not a classifier"),
         ({"name": "torchvision:resnet18", "width": 2.0}, "width=2.0; only resnetN has it"),
         ({"name": "no_such_package:function"}, "Cannot import .*No module named"),
-        ({"name": ":function"}, "Cannot import"),
+        ({"name": ":function"}, "`package.module:name` must hold, but got ':function'"),
         ({"name": "user_networks:absent"}, "Cannot import .*absent"),
         ({"name": "user_networks:needs_more"}, "Cannot build .*secret"),
         ({"name": "user_networks:no_network"}, "must return a torch.nn.Module, but returned str"),
@@ -170,13 +97,64 @@ def test_taps_of_torchvision_resnets_are_maxpool_and_blocks():
     assert len(taps) == 1 + 3 + 4 + 6 + 3
 
 
-@pytest.mark.parametrize(("name", "listed"), [("mobilenet_v2", "features.18"), ("densenet121", "features.denseblock1")])
-def test_other_networks_must_name_their_taps_and_are_told_candidates(name, listed):
-    with torch.device("meta"):
-        network = build(f"torchvision:{name}")
-    with pytest.raises(TapError, match="name them, from bottom to top") as caught:
-        network_taps(network, NetworkConfig())
-    candidates = str(caught.value).rstrip(".").rpartition(": ")[2].split(", ")
-    assert len(candidates) == 8
-    assert listed in candidates
-    assert all(network.get_submodule(path) is not None for path in candidates)
+class Unreadable(nn.Module):
+    """Has no place to be read at, and does not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer1, self.fc = nn.Linear(3, 3), nn.Linear(3, 3)
+
+
+def test_other_networks_must_name_their_taps_and_are_told_blocks():
+    network = nn.Sequential(Residual(3, 4), nn.MaxPool2d(2), Residual(4, 8), nn.Flatten(), nn.Linear(8 * 36, 2))
+    with pytest.raises(TapError, match=r"Sequential does not know its taps; name them.*: 0, 2\.$"):
+        network_taps(network, NetworkConfig(), (3, 12, 12))
+    with pytest.raises(TapError, match="none was found"):
+        network_taps(Unreadable(), NetworkConfig())
+
+
+@pytest.mark.parametrize(
+    ("pair", "names"),
+    [
+        ("resnet26:resnet8", ("resnet26", "resnet8")),
+        ("resnet26:mynet:f", ("resnet26", "mynet:f")),
+        ("mynet:f:resnet8", ("mynet:f", "resnet8")),
+        ("mynet:f:mynet:f", ("mynet:f", "mynet:f")),
+        ("mynet:f:mynet:g", ("mynet:f", "mynet:g")),
+        ("a.b:f:resnet8", ("a.b:f", "resnet8")),
+        ("a.b:f:c:g", ("a.b:f", "c:g")),
+        ("mynet:f:g:resnet8", ("mynet:f", "g:resnet8")),
+        ("mynet:resnet26:resnet8", ("mynet:resnet26", "resnet8")),
+        ("resnet26:mynet:resnet8", ("resnet26", "mynet:resnet8")),
+        ("resnet26:torchvision:resnet18", ("resnet26", "torchvision:resnet18")),
+        ("torchvision:resnet18:resnet8", ("torchvision:resnet18", "resnet8")),
+        ("torchvision:resnet18:torchvision:resnet18", ("torchvision:resnet18", "torchvision:resnet18")),
+        ("timm:resnet18.a1_in1k:mynet:f", ("timm:resnet18.a1_in1k", "mynet:f")),
+    ],
+)
+def test_a_pair_is_split_between_its_two_names(pair, names):
+    assert split_network_pair(pair) == names
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *(
+            "",
+            ":",
+            "resnet8",
+            "resnet8:",
+            ":resnet8",
+            "mynet:f",
+            "mynet:f:",
+            "mynet:f:mynet",
+            "resnet8:resnet8:resnet8",
+        ),
+        *("resent26:resnet8", "mynet::resnet8", "mynet:torchvision:resnet18", "torchvision:timm", "a..b:f:resnet8"),
+        *("mynet:f:resnet8:g:h", "mynet:f: resnet8", "a/b:f:resnet8", "torchvision::resnet8"),
+    ],
+)
+def test_what_is_not_two_names_is_refused(pair):
+    with pytest.raises(ConfigError, match=r"`TEACHER:STUDENT` must be two of .*, but got ") as caught:
+        split_network_pair(pair)
+    assert repr(pair) in str(caught.value)

@@ -8,23 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyarrow import fs
 
-from dfkt.store import files as module
 from dfkt.errors import StudyError
-from dfkt.store.files import Storage
-
-
-@pytest.fixture(params=["local", "file", "remote"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """The same folder as a path, as a file:// URI, and through the calls for remote folders."""
-    if request.param == "local":
-        return Storage(tmp_path / "study")
-    if request.param == "file":
-        return Storage((tmp_path / "study").as_uri())
-    bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(module, "_from_uri", lambda uri: (bucket, uri.removeprefix("s3://")))
-    return Storage("s3://study")
+from dfkt.store.files import Storage, is_leftover
 
 
 def test_what_is_written_is_read_and_replaced_as_a_whole(folder: Storage) -> None:
@@ -37,17 +23,20 @@ def test_what_is_written_is_read_and_replaced_as_a_whole(folder: Storage) -> Non
 def test_what_is_absent_is_none_and_its_deletion_no_error(folder: Storage) -> None:
     assert folder.read("a") is None
     assert not folder.exists("a")
-    assert folder.names() == []
+    assert folder.names() == folder.folders() == folder.entries() == []
     folder.delete("a")
     folder.delete_all()
 
 
-def test_names_are_sorted_files_without_hidden_ones_and_folders(folder: Storage) -> None:
+def test_files_and_folders_are_listed_sorted_and_hidden_ones_only_among_all_entries(folder: Storage) -> None:
     for name in ("b", "a", ".hidden"):
         folder.write(name, b"")
-    folder.sub("below").write("c", b"")
+    for name in ("y", "x", ".below"):
+        folder.sub(name).write("c", b"")
     assert folder.names() == ["a", "b"]
-    assert folder.sub("below").names() == ["c"]
+    assert folder.folders() == ["x", "y"]
+    assert folder.entries() == [".below", ".hidden", "a", "b", "x", "y"]
+    assert folder.sub("x").names() == ["c"]
 
 
 def test_deletion_takes_one_file_or_all(folder: Storage) -> None:
@@ -113,6 +102,27 @@ def test_a_failed_write_leaves_the_old_bytes_and_no_litter(
         folder.write("a", b"new")
     assert folder.read("a") == b"old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_a_killed_write_or_probe_leaves_is_known_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        """The process is gone: nothing it does from here on happens."""
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    folder = Storage(tmp_path)
+    monkeypatch.setattr(os, "unlink", die)
+    with pytest.raises(Killed):
+        folder.check_writable()
+    monkeypatch.setattr(os, "replace", die)
+    for step in (folder.check_writable, lambda: folder.write("study.json", b"{}")):
+        with pytest.raises(Killed):
+            step()
+    left = folder.entries()
+    assert len(left) == 3
+    assert all(map(is_leftover, left))
+    assert not any(map(is_leftover, (".lock", ".notes.tmp", ".git", "probe", ".probe-1", "study.json")))
 
 
 def test_the_lock_excludes_a_second_holder_until_it_is_freed(tmp_path: Path) -> None:

@@ -1,0 +1,196 @@
+"""What figures travel with: data, networks, budget, what is missing, and what they ran on.
+
+Made from a study's ``study.json`` as JSON values, which saved figures keep, and worded for readers. An *ablation* is the
+winner of another arm with one change.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from dfkt.store.study_store import Study
+
+OURS = "dfkt"
+About = dict[str, Any]
+_SESSION = ("commit", "dirty", "hardware", "versions", "command")
+_SAME = "the searched dfkt is that already"
+"""Why saved figures of format 1 skipped an arm, where they name no reason."""
+
+
+def about_study(study: Study) -> About:
+    """Return what is said of a study beside its figures, as JSON values.
+
+    ``arms`` in order; ``ablations``: the parent of those that are one; ``searched``: the names of those with trials,
+    made or planned; ``trials``: how many were made, by arm; ``skipped``: reasons by arm; ``title train val`` (sizes);
+    ``teacher``, ``student``; ``epochs batch_size``; ``seeds`` of final runs; ``sessions``: commit, hardware, versions and
+    command, equal ones once.
+    """
+    meta = study.meta
+    config, data = meta["config"], meta.get("data", {})
+    arms = {arm["name"]: arm for arm in config["arms"]}
+    made = {name: int((study.trials.arm == name).sum()) for name in arms}
+    known, teacher = meta.get("arms", {}), meta.get("teacher", {})
+    return {
+        "arms": list(arms),
+        "ablations": {name: arm["parent"] for name, arm in arms.items() if arm.get("parent")},
+        "searched": [name for name, arm in arms.items() if arm["trials"] or made[name]],
+        "trials": made,
+        "skipped": {name: known[name]["skipped"] for name in arms if known.get(name, {}).get("skipped")},
+        "title": data.get("title", config["data"]["name"]),
+        "train": data.get("train"),
+        "val": data.get("val"),
+        "teacher": _of_network(config["teacher"]["network"])
+        | {name: teacher.get(name) for name in ("val_accuracy", "test_accuracy")},
+        "student": _of_network(config["student"]),
+        "epochs": config["train"]["epochs"],
+        "batch_size": config["train"]["batch_size"],
+        "seeds": sorted(set(study.finals.seed.dropna().tolist())),
+        "sessions": _sessions(meta.get("sessions", [])),
+    }
+
+
+def complete_about(about: Mapping[str, Any]) -> About:
+    """Return what saved figures say of a setting, with what those of before studies had arms left out."""
+    arms, trials, skipped = about["arms"], about.get("trials", {}), about.get("skipped", {})
+    added = {
+        "ablations": {name: OURS for name in arms if name.startswith(f"{OURS}-")},
+        "searched": [name for name in arms if trials.get(name)],
+        "trials": {},
+        "seeds": [],
+    }
+    return {**added, **about, "skipped": skipped if isinstance(skipped, Mapping) else dict.fromkeys(skipped, _SAME)}
+
+
+def describe_setting(setting: str, about: Mapping[str, Any]) -> str:
+    """Return data, networks and budget of a setting on one line."""
+    if "title" not in about:
+        return f"{setting}: no arm was run yet"
+    teacher, student = describe_teacher(about), describe_network(about["student"])
+    return f"{setting}: {describe_data(about)}; teacher {teacher}, student {student}; {describe_budget(about)}; {_trials(about)}"
+
+
+def describe_budget(about: Mapping[str, Any]) -> str:
+    """Return the length of the runs and their seeds."""
+    seeds = f"seeds {', '.join(map(str, about['seeds']))}" if about["seeds"] else "no final run yet"
+    return f"{about['epochs']:g} epochs of batch {about['batch_size']}; {seeds}"
+
+
+def describe_data(about: Mapping[str, Any]) -> str:
+    """Return the image set with its sizes, where they are known."""
+    sizes = "" if about["train"] is None else f", {about['train']} train and {about['val']} val images"
+    return f"{about['title']}{sizes}"
+
+
+def describe_teacher(about: Mapping[str, Any]) -> str:
+    """Return the teacher's network, with its accuracies in percent where they are known."""
+    teacher = about["teacher"]
+    shares = {split: teacher.get(f"{split}_accuracy") for split in ("val", "test")}
+    known = [f"{split} {100 * share:.2f} %" for split, share in shares.items() if share is not None]
+    return describe_network(teacher) + (f" ({', '.join(known)})" if known else "")
+
+
+def describe_network(network: Mapping[str, Any]) -> str:
+    """Return a network's name and, unless it is 1, its width."""
+    width = network.get("width", 1)
+    return str(network["network"]) + (f" at {width:g} of its width" if width != 1 else "")
+
+
+def setting_notes(about: Mapping[str, Any], runs: pd.DataFrame) -> list[str]:
+    """Return what a reader of a setting's tables must know beside them: what is missing, failed or not alike.
+
+    Args:
+        about: What is said of the setting.
+        runs: Its final runs, failed ones too.
+    """
+    notes, done, skipped = [], runs[runs.state == "COMPLETE"], about["skipped"]
+    for reason in dict.fromkeys(skipped.values()):
+        notes.append(f"not run, since {reason}: {', '.join(name for name in skipped if skipped[name] == reason)}")
+    if missing := [arm for arm in about["arms"] if not (done.arm == arm).any() and arm not in skipped]:
+        notes.append(f"no complete final run: {', '.join(missing)}")
+    if failed := [f"{run.arm} seed {run.seed}" for run in runs[runs.state == "FAIL"].itertuples()]:
+        notes.append(f"failed, and in no table: {', '.join(failed)}")
+    if lengths := _other_lengths(about, done):
+        notes.append(f"trained for another number of epochs: {', '.join(lengths)}")
+    if different := [name for name in about.get("differences", []) if name != "train.epochs"]:
+        notes.append(f"not the same in all arms: {', '.join(different)}")
+    return notes
+
+
+def main_arms(about: Mapping[str, Any]) -> list[str]:
+    """Return the arms that are no ablations."""
+    return [arm for arm in about["arms"] if arm not in about["ablations"]]
+
+
+def ablations_of(about: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return by arm its ablations, for those arms that have any."""
+    parents = about["ablations"]
+    return {
+        parent: [a for a in about["arms"] if parents.get(a) == parent] for parent in dict.fromkeys(parents.values())
+    }
+
+
+def reference_arms(about: Mapping[str, Any]) -> list[str]:
+    """Return the arms that stand at their method's reference settings, as they were not searched."""
+    return [arm for arm in main_arms(about) if arm not in about["searched"] and arm not in about["skipped"]]
+
+
+def describe_origin(about: Mapping[str, Any]) -> str:
+    """Return commits, hardware and versions of a setting on one line."""
+    sessions = about.get("sessions", [])
+    commits = _distinct(_commit(session) for session in sessions)
+    machines = _distinct(_machine(session["hardware"]) for session in sessions if session["hardware"])
+    versions = [session["versions"] or {} for session in sessions]
+    names = ("python", "torch", "ray", "optuna")
+    packages = [f"{name} {' and '.join(_distinct(v.get(name) for v in versions))}" for name in names if versions]
+    commit = f"commit {', '.join(commits)}" if commits else "no commit known"
+    return "; ".join([commit, *machines, *([", ".join(packages)] if packages else [])])
+
+
+def commands(about: Mapping[str, Any]) -> list[str]:
+    """Return the commands that ran a setting, as a shell takes them."""
+    given = [session["command"] for session in about.get("sessions", []) if session["command"]]
+    return _distinct(shlex.join(["python", *command]) for command in given)
+
+
+def _trials(about: Mapping[str, Any]) -> str:
+    """Return how many trials the searched arms have, and which arms are not searched."""
+    counts = sorted({about["trials"].get(arm, 0) for arm in about["searched"]}) or [0]
+    text = f"{' to '.join(dict.fromkeys([str(counts[0]), str(counts[-1])]))} trials per arm"
+    made = [arm for arm in about["trials"] if arm not in about["searched"] and arm not in about["skipped"]]
+    return text + (f" (not searched: {', '.join(made)})" if made and about["searched"] else "")
+
+
+def _other_lengths(about: Mapping[str, Any], done: pd.DataFrame) -> list[str]:
+    """Return the arms whose runs were not as long as the setting's, by more than the rounding to whole steps."""
+    means, usual = done.groupby("arm", sort=False).epochs.mean(), about.get("epochs", float("nan"))
+    return [f"{arm} ({mean:.3g})" for arm, mean in means.items() if abs(mean - usual) > 0.02 * usual]
+
+
+def _commit(session: Mapping[str, Any]) -> str | None:
+    commit = session["commit"]
+    return commit and f"{commit[:12]}{' with changes' if session['dirty'] else ''}"
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    gpus = hardware["gpus"]
+    names = ", ".join(f"{gpus.count(name)} {name}" for name in dict.fromkeys(gpus)) or "no GPU"
+    return f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_bytes'] / 2**30:.0f} GiB, {names}"
+
+
+def _distinct(values: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(value for value in values if value))
+
+
+def _of_network(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"network": config["name"], "width": config.get("width", 1.0)}
+
+
+def _sessions(sessions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the sessions ran on, equal ones once."""
+    texts = [json.dumps({name: session.get(name) for name in _SESSION}) for session in sessions]
+    return [json.loads(text) for text in dict.fromkeys(texts)]

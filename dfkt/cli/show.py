@@ -1,0 +1,25 @@
+"""``python -m dfkt show``: the tables of a study, or of several side by side."""
+
+from __future__ import annotations
+
+import argparse
+
+from dfkt.cli.main import say
+
+HELP = "print the tables of a study, or of a folder of studies"
+
+
+def add_switches(parser: argparse.ArgumentParser) -> None:
+    """Add the command's switches."""
+    parser.add_argument("study", help="folder of a study or of several, local or s3://…")
+    parser.add_argument(
+        "--best", type=int, help="how many of an arm's best trials to list (default: 5, or 1 of several)"
+    )
+
+
+def run(a: argparse.Namespace) -> int:
+    """Print."""
+    from dfkt.analysis.pages import folder_page
+
+    say(folder_page(a.study, a.best))
+    return 0

@@ -1,0 +1,171 @@
+"""``python -m dfkt study`` and the scripts in ``studies/``: search settings, then train the best beside the baselines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfkt.cli.main import EXIT_FAILED, EXIT_INTERRUPTED, guarded, say
+from dfkt.cli.options import (
+    add_data,
+    add_networks,
+    add_settings,
+    add_training,
+    add_workers,
+    parse_setting,
+    parse_space,
+    read_placement,
+    read_workers,
+    split_names,
+    updated,
+    with_choices,
+    with_settings,
+)
+from dfkt.errors import ConfigError
+from dfkt.methods.base import Method
+from dfkt.methods.registry import METHODS, find_method
+from dfkt.methods.space import Space
+
+if TYPE_CHECKING:
+    from dfkt.study.config import ArmConfig, StudyConfig
+
+HELP = "search settings, then train the best one beside the baselines over several seeds"
+SMOKE_EPOCHS, SMOKE_TRIALS, SMOKE_SEEDS, SMOKE_IMAGES = 3, 2, 2, 1000
+
+
+def add_switches(parser: argparse.ArgumentParser) -> None:
+    """Add the command's switches."""
+    group = parser.add_argument_group("study")
+    group.add_argument("--name", help="the study's name; the same name again resumes it, or extends it")
+    group.add_argument(
+        "--method", help=f"the one searched: {', '.join(METHODS)}, or package.module:Class (default: dfkt)"
+    )
+    group.add_argument(
+        "--trials", type=int, help="trials of the whole search; more than before extends it; 0: reference settings"
+    )
+    group.add_argument("--baselines", help="methods beside it at their reference settings, separated by commas")
+    group.add_argument("--no-early-stopping", action="store_true", help="let every trial run to its end")
+    add_settings(group, "the searched method, which are then not searched")
+    add_search(group)
+    add_common(parser, group)
+
+
+def add_search(parser: argparse._ActionsContainer) -> None:
+    """Add the switch that narrows what is searched."""
+    parser.add_argument(
+        "--search", nargs="+", default=[], metavar="NAME=RANGE",
+        help="search otherwise than the method does: rate=0.05..0.2, flow_rate=log:0.01..0.1, pattern=dense-2,dense-3",
+    )  # fmt: skip
+
+
+def add_common(parser: argparse.ArgumentParser, group: argparse._ActionsContainer) -> None:
+    """Add the switches that all scripts share."""
+    group.add_argument(
+        "--results", default="results", help="folder that holds studies, local or s3://… (default: results)"
+    )
+    group.add_argument("--seeds", type=int, help="final runs of each arm")
+    group.add_argument("--search-seed", type=int, help="seed of Optuna's samplers")
+    group.add_argument("--max-failures", type=int, help="restarts of a run whose process died (default: 2)")
+    group.add_argument("--smoke", action="store_true", help="shrink it to a smoke run of a minute or two")
+    add_data(parser)
+    add_networks(parser)
+    add_training(parser)
+    add_workers(parser)
+
+
+def run_script(config: StudyConfig, description: str | None, argv: Sequence[str] | None = None) -> int:
+    """Run a study script: ``config`` is what it chooses, its switches those of ``python -m dfkt study``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_switches(parser)
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: run(arguments, config))
+
+
+def run(a: argparse.Namespace, config: StudyConfig | None = None) -> int:
+    """Run the study that the switches make of a script's, or of the default one."""
+    from dfkt.study.config import StudyConfig
+
+    return run_all([study_config(config or StudyConfig(name="study"), a)], a.results, a)
+
+
+def run_all(configs: Sequence[StudyConfig], results: str, a: argparse.Namespace) -> int:
+    """Run studies, print what came out and where it lies; return the exit code."""
+    from dfkt.analysis.pages import folder_page
+    from dfkt.study.study import run_studies
+
+    outcome = run_studies(
+        configs, results, placement=read_placement(a), workers=read_workers(a), address=a.address, log=say
+    )
+    shown = outcome.folders[0] if len(configs) == 1 else results
+    if outcome.interrupted:
+        say(f"interrupted; what was finished is kept in {shown}, and the same command goes on from there")
+        return EXIT_INTERRUPTED
+    say(f"\n{folder_page(shown)}\n")
+    say(f"everything is in {shown}: study.json, trials/, epochs/, finals/ (Parquet), optuna.journal, students/")
+    say(f"look further: python -m dfkt show {shown}; notebooks/study.ipynb; optuna-dashboard {shown}/optuna.journal")
+    return EXIT_FAILED if outcome.failures else 0
+
+
+def study_config(config: StudyConfig, a: argparse.Namespace) -> StudyConfig:
+    """Return a study with the switches that were given on the command line."""
+    if a.smoke:
+        config = _smoke(config)
+    if a.name is None and a.data and a.data != config.data.name:  # other images make another study
+        config = replace(config, name=f"{config.name}-{Path(a.data).name}")
+    config = with_choices(config, a)
+    changed: StudyConfig = updated(
+        replace(config, arms=tuple(_arms(config, a))),
+        name=a.name,
+        seeds=a.seeds,
+        early_stopping=False if a.no_early_stopping else None,
+        search_seed=a.search_seed,
+        max_failures=a.max_failures,
+    )
+    return changed
+
+
+def _smoke(config: StudyConfig) -> StudyConfig:
+    """Return the same study at the size of a smoke run, under a name of its own."""
+    teacher = replace(config.teacher, train=replace(config.teacher.train, epochs=SMOKE_EPOCHS))
+    data = replace(config.data, limit_train=SMOKE_IMAGES, limit_test=SMOKE_IMAGES)
+    train = replace(config.train, epochs=SMOKE_EPOCHS)
+    arms = tuple(replace(arm, trials=min(arm.trials, SMOKE_TRIALS)) for arm in config.arms)
+    return replace(
+        config, name=f"{config.name}-smoke", data=data, teacher=teacher, train=train, arms=arms, seeds=SMOKE_SEEDS
+    )
+
+
+def _arms(config: StudyConfig, a: argparse.Namespace) -> Iterable[ArmConfig]:
+    """Return the study's arms: those that stand at their reference settings, then those that are searched."""
+    from dfkt.study.config import ArmConfig
+
+    searched = list(config.searched) or [config.arms[-1]]
+    others = [arm for arm in config.arms if arm not in searched]
+    if a.method is not None:
+        kind = find_method(a.method)
+        searched = [ArmConfig(name=kind.name, method=kind(), trials=searched[-1].trials)]
+        others = [arm for arm in others if arm.name != kind.name]
+    if a.baselines is not None:
+        others = [ArmConfig(name=kind.name, method=kind()) for kind in map(find_method, split_names(a.baselines) or ())]
+    for name in {arm.name for arm in others} & {arm.name for arm in searched}:
+        raise ConfigError(f"`--baselines` leave out the method that is searched, but got {name}.")
+    return [*others, *(narrowed(updated(arm, trials=a.trials), a.settings, a.search) for arm in searched)]
+
+
+def narrowed(arm: ArmConfig, settings: Sequence[str], search: Sequence[str]) -> ArmConfig:
+    """Return an arm whose method has some settings fixed and some searched otherwise."""
+    method = with_settings(arm.method, settings)
+    fixed = dict(parse_setting(type(method), text) for text in settings)
+    space = dict(arm.space.changes) | {name: (value,) for name, value in fixed.items() if _is_drawn(method, name)}
+    return replace(arm, method=method, space=Space(space | dict(parse_space(search).changes)))
+
+
+def _is_drawn(method: Method, name: str) -> bool:
+    """Whether a search draws a setting: what it does not draw is fixed anyway."""
+    from dfkt.networks.taps import StudentTaps
+
+    known: dict[str, Any] = method.columns(StudentTaps(3, (0, 1, 2)))
+    return name in known

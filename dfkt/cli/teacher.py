@@ -1,0 +1,32 @@
+"""``python -m dfkt teacher``: train a teacher, or find the one trained before."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from dfkt.cli.main import say
+from dfkt.cli.options import add_data, add_device, add_networks, add_training, read_placement, with_data, with_teacher
+from dfkt.config import DataConfig, TeacherConfig
+
+HELP = "train a teacher, or find the one trained before"
+
+
+def add_switches(parser: argparse.ArgumentParser) -> None:
+    """Add the command's switches."""
+    add_data(parser)
+    add_networks(parser, student=False)
+    add_training(parser)
+    add_device(parser)
+
+
+def run(a: argparse.Namespace) -> int:
+    """Train or find."""
+    from dfkt.training.run import images_for
+    from dfkt.training.teacher import find_teacher
+
+    config, placement = with_teacher(TeacherConfig(), a), read_placement(a)
+    if a.epochs is not None:
+        config = replace(config, train=replace(config.train, epochs=a.epochs))
+    find_teacher(config, images_for(with_data(DataConfig(), a), placement), placement, say)
+    return 0

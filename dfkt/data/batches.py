@@ -1,0 +1,89 @@
+"""Batches of an image set, made on its own device: order, random crops and flips of an epoch follow from seed and epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfkt.data.image_set import ImageSet, Split
+
+
+def steps_per_epoch(data: ImageSet, batch_size: int) -> int:
+    """Return the number of full batches in the training split; a batch is never larger than the split."""
+    return max(1, len(data.padded) // batch_size)
+
+
+def train_batches(
+    data: ImageSet, batch_size: int, *, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one epoch of shuffled, randomly cropped and flipped, normalised training batches.
+
+    Args:
+        data: The set, on the device where the batches are wanted.
+        batch_size: Images per step, over all workers together; an incomplete last batch is dropped.
+        seed: With ``epoch`` it fixes order, crops and flips, whatever the device and the number of workers.
+        epoch: Number of the pass over the training split.
+        start: First step to yield; the batches are those that a whole pass has from there on.
+        rank: This worker gets ``global_batch[rank::world]``.
+        world: Number of workers.
+
+    Yields:
+        Images ``[B, C, H, W]``, float32, channels last in memory; labels ``[B]``, int64.
+    """
+    size, labels = min(batch_size, len(data.padded)), data.padded.labels
+    plan = [drawn.to(labels.device) for drawn in _draw_epoch(data, seed, epoch)]
+    for step in range(start, steps_per_epoch(data, batch_size)):
+        chosen, top, left, flip = (drawn[step * size : (step + 1) * size][rank::world] for drawn in plan)
+        images = random_crops(data.padded.images, data.image_size, chosen, top, left)
+        if data.flip:
+            images = random_flips(images, flip)
+        yield data.normalise(images), labels[chosen]
+
+
+def eval_batches(data: ImageSet, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a split's batches in order, normalised and not augmented, with the incomplete last one."""
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        yield data.normalise(images), labels
+
+
+def random_crops(padded: Tensor, image_size: tuple[int, int], chosen: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Select and crop images without a loop over them.
+
+    A row of a crop is ``W * C`` bytes that lie together, so one ``index_select`` over overlapping windows copies it
+    whole: on CPUs this is about five times as fast as indexing pixels with broadcast rows and columns.
+
+    Args:
+        padded: ``[N, H', W', C]``, contiguous.
+        image_size: Height H and width W of the crops.
+        chosen: ``[B]``, which images.
+        top: ``[B]``, first row of each crop, ``0..H' - H``.
+        left: ``[B]``, first column of each crop, ``0..W' - W``.
+
+    Returns:
+        ``[B, H, W, C]``.
+    """
+    height, width = image_size
+    count, rows, columns, channels = padded.shape
+    windows = padded.as_strided((count * rows * columns - width + 1, width * channels), (channels, 1))
+    first = (chosen * rows + top) * columns + left
+    starts = first[:, None] + columns * torch.arange(height, device=padded.device)
+    return windows.index_select(0, starts.flatten()).view(-1, height, width, channels)
+
+
+def random_flips(images: Tensor, flip: Tensor) -> Tensor:
+    """Return ``[B, H, W, C]`` with those images mirrored, left to right, where ``flip`` (``[B]``, bool) says so."""
+    both = torch.cat((images, images.flip(2)))
+    return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * flip)
+
+
+def _draw_epoch(data: ImageSet, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw an epoch's order, crops (top, left) and flips, on the CPU, so that every device sees the same."""
+    count = len(data.padded)
+    state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
+    draws = torch.Generator().manual_seed(int(state) >> 1)
+    order = torch.randperm(count, generator=draws)
+    tops, lefts = torch.randint(2 * data.padding + 1, (2, count), generator=draws)
+    return order, tops, lefts, torch.rand(count, generator=draws) < 0.5

@@ -1,0 +1,169 @@
+"""What must hold before a study starts, and its store, created or opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dfkt.config import Placement, flatten, key_dict, to_dict
+from dfkt.data.batches import steps_per_epoch
+from dfkt.data.image_set import ImageSet
+from dfkt.errors import ConfigError, StudyError
+from dfkt.networks.taps import StudentTaps, match_taps
+from dfkt.store.files import Storage
+from dfkt.store.origin import environment
+from dfkt.store.study_store import StudyStore, clear
+from dfkt.study.config import ArmConfig, StudyConfig
+from dfkt.study.recorder import now
+from dfkt.study.search import random_draws
+from dfkt.training.run import build_student, images_for
+from dfkt.training.stages import stage_ends
+from dfkt.training.teacher import read_own
+
+Log = Callable[[str], None]
+DRAWS = 64
+"""Random samples of a search space whose schedules must fit before a search begins."""
+
+
+def check_study(
+    config: StudyConfig, storage: Storage, placement: Placement, log: Log
+) -> tuple[dict[str, Any], StudentTaps]:
+    """Refuse what cannot be done before anything starts; return what is said of the images, and the student's taps.
+
+    Raises:
+        InputError: If images, networks, taps, methods and lengths do not fit each other, or the folder holds another study.
+    """
+    data = images_for(config.data, placement)
+    taps = check_networks(config, data)
+    for arm in config.arms:
+        _check_arm(config, arm, data, taps)
+    about = about_data(data)
+    check_store(config, storage, about)
+    for note in data.notes:
+        log(f"note: {note}")
+    return about, taps
+
+
+def check_networks(config: StudyConfig, data: ImageSet) -> StudentTaps:
+    """Build both networks once and match their taps, where an arm reads any.
+
+    Raises:
+        InputError: If a network or tap is unknown or does not fit, or a user's teacher cannot be read.
+    """
+    tapped = any(arm.method.tapped for arm in config.arms)
+    student = build_student(config.student, data, seed=0, tapped=tapped)
+    if any(arm.method.taught for arm in config.arms):
+        teacher = build_student(config.teacher.network, data, seed=0, tapped=tapped)
+        if tapped:
+            match_taps(student.taps, teacher.taps)
+        if config.teacher.checkpoint is not None:
+            read_own(config.teacher, data)
+    return StudentTaps.of(student.taps)
+
+
+def _check_arm(config: StudyConfig, arm: ArmConfig, data: ImageSet, taps: StudentTaps) -> None:
+    """Try an arm's schedules: of its method, and of random samples of what is searched."""
+    run = config.run(arm, arm.method)
+    steps = steps_per_epoch(data, run.train.batch_size)
+    methods = [arm.method if arm.parent is None else arm.of(arm.method)]
+    if arm.trials:
+        arm.space.check(arm.method.columns(taps))
+        methods += random_draws(arm, taps, DRAWS)
+    for method in methods:
+        schedule = method.schedule(run.train.epochs, taps)
+        if unknown := {term.name for stage in schedule for term in stage.terms} - set(method.losses):
+            raise ConfigError(
+                f"`losses` of {method.name} must name every term, but lacks {', '.join(sorted(unknown))}."
+            )
+        try:
+            stage_ends(schedule, steps)
+        except ConfigError as error:
+            raise ConfigError(f"Arm {arm.name} ({method.describe()}): {error}") from None
+
+
+def check_store(config: StudyConfig, storage: Storage, about: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds another study: one of another configuration, or of other images.
+
+    Arms, trials and seeds may be added, and data and teachers may lie elsewhere.
+
+    Raises:
+        StudyError: If a setting differs that a study cannot change; the differences are listed.
+    """
+    if not _has_begun(storage):
+        return
+    meta = StudyStore.open(storage).meta
+    old, new = _compared(meta["keyed"], meta["data"]), _compared(key_dict(config), about)
+    changed = [
+        (what, name, old[what].get(name), new[what].get(name))
+        for what in old.keys() & new.keys()
+        for name in sorted(old[what].keys() | new[what].keys())
+        if old[what].get(name) != new[what].get(name)
+    ]
+    if changed:
+        shown = "; ".join(f"{what}{name} was {was!r}, is {to!r}" for what, name, was, to in sorted(changed, key=str))
+        raise StudyError(
+            f"Study {storage.path} has another configuration ({shown}). Take another --name, or the settings it has."
+        )
+
+
+def _compared(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what two runs of a study are compared by, as flat settings: all arms', then each arm's."""
+    shared = {name: value for name, value in config.items() if name != "arms"}
+    arms = {f"{arm['name']}: ": flatten(dict(arm)) for arm in config["arms"]}
+    return {"": flatten({**shared, "images": dict(about)}), **arms}
+
+
+def open_store(config: StudyConfig, storage: Storage, about: Mapping[str, Any], taps: StudentTaps) -> StudyStore:
+    """Open the study's store, or create it, with the columns of all its arms; note this run in it."""
+    session = {"started": now().isoformat(), **environment()}
+    params, losses = _columns(config, taps)
+    if _has_begun(storage):
+        store = StudyStore.open(storage)
+        store.add_columns(params, losses)
+        sessions = store.meta["sessions"]
+    else:
+        clear(storage)
+        store, sessions = StudyStore.create(storage, params, losses, _meta(config, {}) | {"data": dict(about)}), []
+    store.update_meta(sessions=[*sessions, session], **_meta(config, store.meta))
+    return store
+
+
+def _columns(config: StudyConfig, taps: StudentTaps) -> tuple[dict[str, type], list[str]]:
+    """Return the parameters and losses of all arms."""
+    params: dict[str, type] = {}
+    losses: list[str] = []
+    for arm in config.arms:
+        if arm.trials:
+            params |= {name: kind for name, kind in arm.method.columns(taps).items() if name not in params}
+        losses += [name for name in arm.method.losses if name not in losses]
+    return params, losses
+
+
+def _meta(config: StudyConfig, old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration as ``study.json`` keeps it: arms of earlier runs stay."""
+    found = {}
+    for entry, values in (("config", to_dict(config)), ("keyed", key_dict(config))):
+        listed = {arm["name"] for arm in values["arms"]}
+        kept = [arm for arm in old.get(entry, {}).get("arms", []) if arm["name"] not in listed]
+        found[entry] = values | {"arms": kept + values["arms"]}
+    return found
+
+
+def about_data(data: ImageSet) -> dict[str, Any]:
+    """Return what tells one image set from another, as JSON values."""
+    return {
+        "title": data.title,
+        "classes": data.num_classes,
+        "train": len(data.train),
+        "val": len(data.val),
+        "image_size": list(data.image_size),
+        "channels": data.channels,
+        "checksum": data.checksum,
+    }
+
+
+def _has_begun(storage: Storage) -> bool:
+    """Whether a folder holds a study in which anything was trained, or is being trained."""
+    if not storage.exists("study.json"):
+        return False
+    return bool(StudyStore.open(storage).meta.get("arms")) or bool({"trials", "finals"} & {*storage.folders()})

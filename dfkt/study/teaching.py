@@ -1,0 +1,61 @@
+"""A study's one teacher: made once, left in the study's folder, named by its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from dfkt.config import DataConfig, Placement, TeacherConfig
+from dfkt.errors import StudyError
+from dfkt.store.files import Storage
+from dfkt.study.queue import OpenStudy
+from dfkt.training.evaluate import evaluate
+from dfkt.training.run import images_for, test_images_for
+from dfkt.training.teacher import WEIGHTS_FILE, find_teacher
+
+Log = Callable[[str], None]
+
+
+def keep_teacher(study: OpenStudy, log: Log) -> None:
+    """Leave the teacher where every worker finds it; it is trained on a GPU if runs are.
+
+    Its test accuracy is measured with it; nothing is chosen by that.
+
+    Raises:
+        StudyError: If the teacher that the study began with is gone, and another one was found.
+        CheckpointError: If a user's teacher is not the one that the study began with.
+    """
+    if not any(arm.method.taught for arm in study.config.arms):
+        return
+    known = study.store.meta.get("teacher", {})
+    config, storage = study.config.teacher, study.store.storage
+    if "test_accuracy" in known and storage.exists(WEIGHTS_FILE) and config.checkpoint is None:
+        log(f"teacher {known['network']}: val {100 * known['val_accuracy']:.2f} %, the study's own")
+        return
+    if study.placement.device == "cuda":
+        remote = ray.remote(num_gpus=1)(teach)
+        about = ray.get(remote.remote(config, study.config.data, study.placement, storage.path, print))
+    else:
+        about = teach(config, study.config.data, study.placement, storage.path, log)
+    if known and known["key"] != about["key"]:
+        raise StudyError(
+            f"The study's teacher must stay {known['key']}, but its {WEIGHTS_FILE} is gone and {about['key']} was found. "
+            "Put the file back, or take another --name."
+        )
+    study.store.update_meta(teacher=about)
+
+
+def teach(config: TeacherConfig, data: DataConfig, placement: Placement, folder: str, log: Log) -> dict[str, Any]:
+    """Find or train a teacher in this process, leave it in a folder; return what tells it from others, as JSON values."""
+    images = images_for(data, placement)
+    teacher = find_teacher(config, images, placement, log, Storage(folder))
+    accuracy, _ = evaluate(teacher.network, images, test_images_for(data, placement), config.train.precision)
+    return {
+        "key": teacher.key,
+        "network": config.network.name,
+        "width": config.network.width,
+        "val_accuracy": teacher.val_accuracy,
+        "test_accuracy": accuracy,
+    }

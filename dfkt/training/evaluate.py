@@ -1,0 +1,39 @@
+"""Accuracy and loss of a network over a split."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from dfkt.config import Precision
+from dfkt.data.batches import eval_batches
+from dfkt.data.image_set import ImageSet, Split
+from dfkt.networks.taps import modes_kept
+from dfkt.training.optim import autocast, network_dtype
+from dfkt.training.parallel import Group
+
+BATCH = 512
+
+
+def evaluate(
+    network: nn.Module, data: ImageSet, split: Split, precision: Precision, group: Group | None = None
+) -> tuple[float, float]:
+    """Return accuracy (0 to 1) and mean cross-entropy (nats) over a split, in evaluation mode; the modes are put back.
+
+    With several workers each looks at its share, and all return the same.
+    """
+    group = group or Group()
+    shard = Split(split.images[group.rank :: group.world], split.labels[group.rank :: group.world])
+    sums = torch.zeros(2, dtype=torch.float64, device=split.labels.device)
+    with modes_kept(network), torch.inference_mode(), autocast(precision, split.images.device):
+        network.eval()
+        for images, labels in eval_batches(data, shard, BATCH):
+            logits = network(images.to(network_dtype(precision))).float()
+            sums[0] += (logits.argmax(1) == labels).sum()
+            sums[1] += F.cross_entropy(logits, labels, reduction="sum")
+    if group.world > 1:
+        dist.all_reduce(sums)
+    accuracy, loss = (sums / len(split)).tolist()
+    return accuracy, loss
