@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 
-from dfkt.config import FlowConfig, NetworkConfig, OptimizerConfig, RunConfig, TrainConfig
-from dfkt.data.load import ImageSet, Split
-from dfkt.methods.builders import Stage, build_schedule
-from dfkt.networks.build import ResNet, build_network, network_taps
-from dfkt.networks.taps import group_ends
-from dfkt.methods.terms import Term
-from dfkt.training.loop import FrozenTeacher, TappedNetwork, Training
+from dfkt.config import NetworkConfig, OptimizerConfig, TrainConfig
+from dfkt.data.image_set import ImageSet, Split
+from dfkt.methods.base import Stage, Term
+from dfkt.methods.dfkt import Dfkt, StageOrder
+from dfkt.networks.build import build_network, network_taps
+from dfkt.networks.resnet import ResNet
+from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
+from dfkt.networks.taps import StudentTaps
+from dfkt.training.loop import Training
 
 BATCH, SIZE, CLASSES, PADDING = 128, 32, 10, 4
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
@@ -44,7 +46,7 @@ def random_images(count: int) -> ImageSet:
     split = Split(images, torch.randint(CLASSES, (count,), generator=draws))
     classes = tuple(map(str, range(CLASSES)))
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
-    return ImageSet("noise", "noise", classes, split, split, None, mean, std, PADDING, flip=True)
+    return ImageSet.make(split, split, classes, name="noise", mean=mean, std=std, padding=PADDING, flip=True)
 
 
 def build(name: str) -> ResNet:
@@ -70,18 +72,16 @@ def frozen(name: str) -> FrozenTeacher:
     return FrozenTeacher(network, network.taps, SHAPE)
 
 
-def flow_stage(student: TappedNetwork, pattern: str, order: str = "joint") -> Stage:
+def flow_stage(student: TappedNetwork, pattern: str, order: StageOrder = "joint") -> Stage:
     """Return the first flow stage of a pattern, long enough for any number of repeats."""
-    optimizer = OptimizerConfig(lr=RATE, schedule="constant", momentum=MOMENTUM, weight_decay=DECAY)
-    flow = FlowConfig(pattern=pattern, order=order, norm="relative", optimizer=optimizer)  # type: ignore[arg-type]
-    schedule = build_schedule(RunConfig(flow=flow), len(student.taps), group_ends(student.taps))
+    schedule = Dfkt(pattern=pattern, order=order, flow_rate=RATE).schedule(1.0, StudentTaps.of(student.taps))
     return replace(schedule[0], epochs=1e6)
 
 
 def flow_training(
     data: ImageSet,
     pattern: str,
-    order: str = "joint",
+    order: StageOrder = "joint",
     *,
     student: str = "resnet8",
     teacher: str = "resnet26",
@@ -93,7 +93,9 @@ def flow_training(
     stage = flow_stage(network, pattern, order)
     if term is not None:
         stage = replace(stage, terms=(term(stage),))
-    return kind((stage,), network, frozen(teacher), data, TrainConfig(batch_size=BATCH, precision="float32"))
+    optimizer = OptimizerConfig(schedule="constant", momentum=MOMENTUM, weight_decay=DECAY)
+    config = TrainConfig(batch_size=BATCH, precision="float32", optimizer=optimizer)
+    return kind((stage,), network, frozen(teacher), data, config)
 
 
 def in_turns(cases: Mapping[str, Repeats], steps: int, repeats: int) -> dict[str, list[float]]:

@@ -56,9 +56,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
-from dfkt.data.load import ImageSet
-from dfkt.methods.builders import Stage
-from dfkt.methods.terms import Features
+from dfkt.data.image_set import ImageSet
+from dfkt.methods.base import Features, Stage, Term
 from dfkt.training.loop import Training
 
 SETTLE_STEPS = 5
@@ -80,15 +79,11 @@ def broadcast_loss(teacher: list[Tensor], student: list[Tensor]) -> Tensor:
     return torch.stack([(broadcast_fsp(*s) - broadcast_fsp(*t)).square().mean() for t, s in pairs]).sum()
 
 
-@dataclass(frozen=True)
-class BroadcastTerm:
+@dataclass(frozen=True, kw_only=True)
+class BroadcastTerm(Term):
     """The broadcast loss as a term of our loop."""
 
-    taps: tuple[int, ...]
-    name: str = "flow"
-    weight: float = 1.0
-    student_logits: bool = False
-    teacher_logits: bool = False
+    name = "flow"
 
     def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
         """Return the loss; labels are not read."""
@@ -290,7 +285,7 @@ def make_cases(data: ImageSet, steps: int) -> dict[str, Callable[[], Repeats]]:
     """Return all cases, unbuilt."""
 
     def broadcast(stage: Stage) -> BroadcastTerm:
-        return BroadcastTerm(stage.taps)
+        return BroadcastTerm(taps=stage.taps)
 
     return {
         "ours": lambda: repeats_of(flow_training(data, "group-ends")),

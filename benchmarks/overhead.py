@@ -1,8 +1,8 @@
-"""What a study costs beyond its training: a search whose trials train nothing.
+"""What a study costs beyond its training: a search whose runs train nothing.
 
-Every trial goes the whole way through Optuna, Ray Tune, a reused Tune process, the recorder and the store, and reports
-one made-up epoch at once. The seconds between the first and the last finished trial, over the trials between them and
-times the trials that run at once, are what a trial costs; starting Ray and its processes is printed beside it.
+Every trial goes the whole way through Optuna, the queue, Ray Tune, a reused Tune process, the recorder and the store, and
+reports one made-up epoch at once. The seconds between the first and the last finished trial, over the trials between
+them and times the trials that run at once, are what a trial costs; starting Ray and its processes is printed beside it.
 
 Command     python benchmarks/overhead.py [--trials 40]
 Target      under 0.5 s per trial that spans one worker
@@ -14,58 +14,54 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
 from typing import Any
-from unittest import mock
 
 from ray import tune
 
-from dfkt.study import study
-from dfkt.study.cluster import cluster, count_groups
-from dfkt.config import DataConfig, RunConfig, StudyConfig
-from dfkt.data.load import load_data
-from dfkt.store.study_store import StudyStore
-from dfkt.methods.space import SearchSpace
+from dfkt import ArmConfig, Placement, StudyConfig, StudentTaps
+from dfkt.methods.dfkt import Dfkt
 from dfkt.store.files import Storage
-from dfkt.study.driver import Driver, Workers
+from dfkt.store.study_store import StudyStore
+from dfkt.study.cluster import cluster, count_groups, nodes
+from dfkt.study.driver import Run, Workers
+from dfkt.study.opening import open_store
+from dfkt.study.queue import OpenStudy, Queue
+from dfkt.study.study import run_queue
 
-NUM_TAPS = 4
+TAPS = StudentTaps(4, (0, 1, 2, 3))
 
 
-class IdleDriver(Driver):
-    """A trial that trains nothing."""
-
-    def __call__(self, params: Mapping[str, Any]) -> None:
-        """Report one made-up epoch."""
-        record = {"index": 0, "epoch": 1.0, "phase": "task", "step": 1, "images": 1, "loss": 0.0, "rung_epoch": 1.0}
-        record["val_accuracy"] = params["flow_share"]
-        tune.report({"records": [record], "val_accuracy": params["flow_share"], "rung_epoch": 1.0, "complete": True})
+def idle(run: Run) -> None:
+    """Train nothing: report one made-up epoch."""
+    accuracy = run.params.get("share", 0.5)
+    record = {"index": 0, "epoch": 1.0, "phase": "task", "step": 1, "images": 1, "loss": 0.0, "rung_epoch": 1.0}
+    record["val_accuracy"] = accuracy
+    report = {"records": [record], "val_accuracy": accuracy, "rung_epoch": 1.0, "complete": True}
+    tune.report(report | ({"test_accuracy": accuracy} if run.final else {}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=40)
     trials = parser.parse_args().trials
-    config = StudyConfig(name="overhead", base=RunConfig(data=DataConfig(name="digits")), trials=trials)
+    arm = ArmConfig(name="dfkt", method=Dfkt(), trials=trials)
+    config = StudyConfig(name="overhead", arms=(arm,), seeds=1)
     saved: list[float] = []
     finished: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(study, "Driver", IdleDriver):
-        store = study.open_store(
-            config, Storage(folder).sub("study"), load_data(config.base.data), SearchSpace(NUM_TAPS)
-        )
+    workers = Workers(gpus=0)
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(config, Storage(folder).sub("study"), {"title": "none"}, TAPS)
         save = store.save_trial
         store.save_trial = lambda *args: _timed(saved, save, *args)  # type: ignore[method-assign]
         began = time.perf_counter()
         with cluster(None):
             ready = time.perf_counter()
-            workers = Workers(gpus=0)
-            lanes = min(count_groups(workers), trials)
-            study._search(
-                config, store, SearchSpace(NUM_TAPS), workers, lambda line: finished.append(time.perf_counter())
-            )
-        assert len(StudyStore.open(store.storage).trial_rows()) == trials
-    finished = finished[1:]  # the first line is the search's own
-    each = (finished[-1] - finished[lanes - 1]) / (len(finished) - lanes) * lanes
+            lanes = min(count_groups(workers, nodes()), trials)
+            queue = Queue([OpenStudy(config, store, Placement(), TAPS)])
+            run_queue(queue, idle, workers, max_failures=0, log=lambda line: finished.append(time.perf_counter()))
+        assert len(StudyStore.open(store.storage).trial_rows("dfkt")) == trials
+    finished = finished[1:-1]  # the first line is the queue's own, the last the final run's
+    each = (finished[-1] - finished[lanes - 1]) / max(len(finished) - lanes, 1) * lanes
     print(f"{'starting Ray':<40}{ready - began:8.2f} s")
     print(f"{'until the first trial ended':<40}{finished[0] - ready:8.2f} s")
     print(f"{f'a further trial, {lanes} at a time':<40}{each:8.3f} s   target < 0.5")

@@ -13,39 +13,41 @@ import argparse
 import statistics
 import tempfile
 import warnings
+from dataclasses import replace
 
 import optuna
 
-from dfkt.config import DataConfig, NetworkConfig, RunConfig, TeacherConfig, TrainConfig
-from dfkt.study.search import silence_optuna
-from dfkt.methods.space import SearchSpace, resolve
+from dfkt import DataConfig, Draw, NetworkConfig, Placement, RunConfig, StudentTaps, TeacherConfig, TrainConfig
+from dfkt.methods.dfkt import Dfkt
 from dfkt.store.files import Storage
-from dfkt.training.teacher import find_teacher, publish_teacher
-from dfkt.training.run import Job, Payload, images_for, pick_device, run_job, set_threads
+from dfkt.study.search import silence_optuna
+from dfkt.training.run import Job, Payload, images_for, run_job
+from dfkt.training.teacher import find_teacher
 
 BASE = RunConfig(
     data=DataConfig(name="digits", val_fraction=0.4),
     teacher=TeacherConfig(network=NetworkConfig(name="resnet14"), train=TrainConfig(epochs=20, batch_size=64)),
     student=NetworkConfig(name="resnet8", width=0.5),
-    train=TrainConfig(epochs=6, batch_size=64, checkpoint_every=100),
+    train=TrainConfig(epochs=6, batch_size=64),
 )
-NUM_TAPS = 4
+PLACEMENT = Placement(checkpoint_every=100)
+TAPS = StudentTaps(4, (0, 1, 2, 3))
 
 
 def search(weights: str, seed: int, trials: int, folder: str) -> list[float]:
     """Return the best val accuracy so far after each trial."""
-    space = SearchSpace(NUM_TAPS, weights)
+    method = Dfkt(weights="pair" if weights == "pair" else "span")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.enqueue_trial(space.start())
+    study.enqueue_trial(method.starts(TAPS)[0])
     best: list[float] = []
     for number in range(trials):
         trial = study.ask()
         reports: list[Payload] = []
-        job = Job(resolve(space(trial), BASE), f"{folder}/{weights}-{seed}-{number}", folder)
-        run_job(job, reports.append, device=pick_device())
+        run = replace(BASE, method=method.sample(Draw(trial), TAPS))
+        run_job(Job(run, PLACEMENT, f"{folder}/{weights}-{seed}-{number}", folder), reports.append)
         accuracy = reports[-1].get("val_accuracy")
         study.tell(trial, accuracy, state=None if accuracy is not None else optuna.trial.TrialState.FAIL)
         best.append(max([accuracy or 0.0, *best[-1:]]))
@@ -58,10 +60,8 @@ def main() -> None:
     parser.add_argument("--searches", type=int, default=4)
     arguments = parser.parse_args()
     silence_optuna()
-    set_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        teacher = find_teacher(BASE.teacher, images_for(BASE.data, pick_device()), print)
-        publish_teacher(teacher, Storage(folder))
+        find_teacher(BASE.teacher, images_for(BASE.data, PLACEMENT), PLACEMENT, print, Storage(folder))
         marks = [round(arguments.trials * quarter / 4) for quarter in range(1, 5)]
         print(f"best val %, mean and standard deviation over {arguments.searches} searches, after so many trials:")
         print(f"{'weights':<10}" + "".join(f"{mark:>16}" for mark in marks))

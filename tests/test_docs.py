@@ -23,8 +23,9 @@ def test_the_results_page_holds_what_the_evidence_says(build_results: ModuleType
 
 def test_every_setting_of_the_evidence_is_on_the_page(build_results: ModuleType) -> None:
     page = (ROOT / "docs" / "results.md").read_text()
-    for place in build_results.load_evidence(ROOT / "docs" / "evidence"):
-        for kind in ("about", "accuracy", "speed"):
+    for place, figures in build_results.load_evidence(ROOT / "docs" / "evidence").items():
+        ablated = figures.about["settings"][place.partition("/")[2]]["ablations"]
+        for kind in ("about", "accuracy", "speed", *(["ablations"] if ablated else [])):
             assert f"<!-- begin {kind} {place} -->" in page
         assert (ROOT / "docs" / "figures" / f"{place.replace('/', '-')}-curves.svg").exists()
 

@@ -6,7 +6,7 @@ Every table is one setting's of :class:`dfkt.analysis.figures.Figures`; what it 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -84,8 +84,7 @@ def reference_arm(done: pd.DataFrame) -> str | None:
 
 def scratch_level(figures: Figures, setting: str) -> float:
     """Return the ``val`` accuracy that scratch ends with, by its curve in :func:`speed_table`; NaN without one."""
-    curve = _val_curves(figures, setting).get(SCRATCH)
-    return math.nan if curve is None else float(monotone(curve.mean().to_numpy())[-1])
+    return _level(_val_curves(figures, setting))
 
 
 def speed_table(figures: Figures, setting: str, arms: Collection[str] | None = None) -> pd.DataFrame:
@@ -100,8 +99,8 @@ def speed_table(figures: Figures, setting: str, arms: Collection[str] | None = N
     ``low`` and ``high`` from a bootstrap over seeds that draws them for the arm, scratch and the level together
     (:func:`dfkt.analysis.estimates.bootstrap`), an end infinite where the level is not reached. Empty without scratch.
     """
-    curves, level = _val_curves(figures, setting), scratch_level(figures, setting)
-    if math.isnan(level):
+    curves = _val_curves(figures, setting)
+    if math.isnan(level := _level(curves)):
         return pd.DataFrame(columns=_SPEED.split())
     seconds = complete_curves(figures, setting).groupby(["arm", "step"]).seconds.mean().astype("float64")
     rows = []
@@ -121,11 +120,16 @@ def _val_curves(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
     """Return by arm the ``val`` accuracies, a row per seed, a column per step at which all its seeds were measured."""
     records = complete_curves(figures, setting).dropna(subset="val_accuracy")
     tables = {
-        str(arm): rows.pivot_table(index="seed", columns="step", values="val_accuracy", aggfunc="last")
-        for arm, rows in records.groupby("arm")
+        str(arm): rows.pivot(index="seed", columns="step", values="val_accuracy")
+        for arm, rows in records.drop_duplicates(["arm", "seed", "step"], keep="last").groupby("arm")
     }
     whole = {arm: table.dropna(axis="columns") for arm, table in tables.items()}
     return {arm: table for arm, table in whole.items() if table.shape[1]}
+
+
+def _level(curves: Mapping[str, pd.DataFrame]) -> float:
+    curve = curves.get(SCRATCH)
+    return math.nan if curve is None else float(monotone(curve.mean().to_numpy())[-1])
 
 
 def _ratio(curve: pd.DataFrame, scratch: pd.DataFrame) -> tuple[float, float, float]:

@@ -1,35 +1,16 @@
-"""How figures look: tables as text and Markdown, and the page that a finished study prints.
+"""How the frames of :mod:`dfkt.analysis.statistics` look as text and as Markdown.
 
-Functions of studies, :class:`dfkt.analysis.figures.Figures` and the frames of :mod:`dfkt.analysis.statistics`. Accuracies come
-as shares and are shown in percent, differences of them in points. What is null becomes an empty cell.
+Accuracies come as shares and are shown in percent, differences of them in points. What is null becomes an empty cell.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-
-from dfkt.analysis import about as words
-from dfkt.analysis.figures import (
-    ABOUT_FILE,
-    Figures,
-    Place,
-    complete_runs,
-    load_figures,
-    read_studies,
-    setting_about,
-    study_figures,
-    to_storage,
-)
-from dfkt.analysis.statistics import SCRATCH, accuracy_table, scratch_level, speed_table
-from dfkt.errors import InputError
-from dfkt.methods.base import Method
-from dfkt.store.rows import best_trials, row_settings, trial_params
-from dfkt.store.study_store import Study
 
 COLUMN_NOTES = {
     "test %": "mean ± standard deviation over seeds of the last epoch's accuracy; val % likewise",
@@ -44,72 +25,7 @@ COLUMN_NOTES = {
     "not corrected for the number of arms",
 }
 """What the columns mean that do not say it themselves; ``ahead by`` stands behind an arm's name."""
-STATE_WORDS = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "unfinished"}
-"""How readers are told the state of a trial."""
 _NEVER = "never"
-
-
-def folder_page(folder: Place, best: int = 5) -> str:
-    """Return the pages of all studies in a folder, or of saved figures, as :func:`study_page` does.
-
-    Raises:
-        StudyError: If the folder holds neither, or a file is damaged.
-    """
-    storage = to_storage(folder)
-    if storage.exists(ABOUT_FILE) and not storage.exists("study.json"):
-        return study_page(load_figures(storage), best)
-    studies = read_studies(storage)
-    return "\n\n\n".join(_study_page(setting, study, best) for setting, study in studies.items())
-
-
-def study_page(source: Study | Figures, best: int = 5) -> str:
-    """Return all that a finished study has to say: trials, teacher, student, final runs, what is missing, speed.
-
-    Args:
-        source: A study, or saved figures, which give a page per setting.
-        best: How many of the best trials are shown where one arm is searched; where several are, each shows its best.
-    """
-    if isinstance(source, Study):
-        return _study_page(source.name, source, best)
-    trials = source.trials
-    pages = (_page(source, setting, trials[trials.setting == setting], best) for setting in source.about["settings"])
-    return "\n\n\n".join(pages)
-
-
-def trials_text(trials: pd.DataFrame, searched: Sequence[str], best: int = 5) -> str:
-    """Return the count of trials by state, and the best ones: ``best`` of a single searched arm, or one of each."""
-    if not searched:
-        return "no arm was searched"
-    by_arm = {arm: trials[trials.arm == arm] for arm in searched}
-    if len(searched) == 1:
-        rows = by_arm[searched[0]]
-        count, found = f"{searched[0]}: {len(rows)} trials: {count_states(rows)}", best_trials(rows, best)
-        return "\n".join([count, *([text_table(pd.DataFrame(map(_trial, _records(found))))] if len(found) else [])])
-    cells = []
-    for arm, rows in by_arm.items():
-        first = {"arm": arm, "trials": f"{len(rows)}: {count_states(rows)}" if len(rows) else "0"}
-        cells.append(first | next(map(_trial, _records(best_trials(rows, 1))), {}))
-    table = pd.DataFrame(cells).rename(columns={"trial": "best"}).fillna("")
-    return text_table(table)
-
-
-def count_states(trials: pd.DataFrame) -> str:
-    """Return how many trials ended how."""
-    states = trials.state.value_counts()
-    return ", ".join(f"{states[s]} {word}" for s, word in STATE_WORDS.items() if s in states) or "no trials yet"
-
-
-def describe_settings(row: Mapping[str, Any]) -> str:
-    """Return a trial's searched settings in a phrase: its method's own, or name and value where that is not at hand."""
-    settings: dict[str, Any] = {}
-    try:
-        settings = row_settings(row)
-        if "name" in settings:
-            return Method.from_json(settings).describe()
-    except InputError:  # a user's class that is not at hand, or a setting that has gone
-        pass
-    shown = trial_params(row) or {name: value for name, value in settings.items() if name != "name"}
-    return ", ".join(f"{name} {_plain(value)}" for name, value in shown.items())
 
 
 def accuracy_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,11 +33,9 @@ def accuracy_cells(table: pd.DataFrame) -> pd.DataFrame:
     ahead, rows = f"{next(iter(table.against), '')} ahead by", []
     for row in table.to_dict("records"):
         cells = {"arm": row["arm"], "seeds": str(row["seeds"]), "test %": _spread(row["test_mean"], row["test_std"])}
-        cells |= {"over scratch": _points(row["gain"]), "gap closed": _number(100 * row["gap_share"], ".0f", " %")}
+        cells |= {"over scratch": _points(row["gain"]), "gap closed": number(100 * row["gap_share"], ".0f", " %")}
         cells |= {ahead: _difference(row), "p": _p(row["p"]), "val %": _spread(row["val_mean"], row["val_std"])}
-        rows.append(
-            cells | {"device s": _number(row["device_seconds"], ".1f"), "epochs": _number(row["epochs"], ".3g")}
-        )
+        rows.append(cells | {"device s": number(row["device_seconds"], ".1f"), "epochs": number(row["epochs"], ".3g")})
     cells_table = pd.DataFrame(rows)
     return cells_table[[name for name in cells_table if (cells_table[name] != "").any()]]
 
@@ -130,12 +44,12 @@ def speed_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Return a speed table as texts."""
     rows = []
     for row in table.to_dict("records"):
-        cells = {"arm": row["arm"], "val % at the end": percent(row["end"]), "steps": _number(row["steps"], ".0f")}
-        ratio = _number(row["step_ratio"], ".2f") + _interval(row["low"], row["high"], ".2f")
+        cells = {"arm": row["arm"], "val % at the end": percent(row["end"]), "steps": number(row["steps"], ".0f")}
+        ratio = number(row["step_ratio"], ".2f") + _interval(row["low"], row["high"], ".2f")
         rows.append(
             cells
             | {
-                "training s": "" if row["seconds"] == math.inf else _number(row["seconds"], ".1f"),
+                "training s": "" if row["seconds"] == math.inf else number(row["seconds"], ".1f"),
                 "of scratch's steps": ratio,
             }
         )
@@ -173,73 +87,22 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 def percent(share: float) -> str:
     """Return a share as a percentage with two decimals; null is empty."""
-    return _number(100 * share, ".2f")
+    return number(100 * share, ".2f")
 
 
-def _study_page(setting: str, study: Study, best: int) -> str:
-    return _page(study_figures({setting: study}), setting, study.trials, best)
-
-
-def _page(figures: Figures, setting: str, trials: pd.DataFrame, best: int) -> str:
-    about, runs = setting_about(figures, setting), figures.runs[figures.runs.setting == setting]
-    lines = [f"{setting}: {words.describe_data(about)}", "", trials_text(trials, about["searched"], best), ""]
-    if about["teacher"].get("val_accuracy") is not None:
-        lines.append(f"teacher {words.describe_teacher(about)}")
-    lines.append(f"student {words.describe_network(about['student'])}; {words.describe_budget(about)}")
-    if reference := words.reference_arms(about):
-        lines.append(f"at reference settings, not searched: {', '.join(reference)}")
-    lines += words.setting_notes(about, runs)
-    tables = _final_tables(figures, setting)
-    if not tables:
-        return "\n".join([*lines, "", "no final run is complete" if len(runs) else "no final runs yet"])
-    lines += [f"\n{title}\n{text_table(cells)}" for title, cells in tables.items()]
-    return "\n".join([*lines, "", column_notes(str(name) for cells in tables.values() for name in cells)])
-
-
-def _final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
-    """Return by title the tables of the final runs: main arms, ablations by their parent, speed over several seeds."""
-    about, runs = setting_about(figures, setting), complete_runs(figures, setting)
-    arms = words.main_arms(about)
-    tables = {"final runs:": accuracy_table(figures, setting, arms)}
-    for parent, changed in words.ablations_of(about).items():
-        if runs.arm.isin(changed).any():
-            tables[f"{parent} with one change:"] = accuracy_table(figures, setting, [parent, *changed], parent)
-    cells = {title: accuracy_cells(table) for title, table in tables.items() if len(table)}
-    speed = speed_table(figures, setting, arms)
-    if len(speed) > 1 and (runs.arm == SCRATCH).sum() > 1:
-        level = percent(scratch_level(figures, setting))
-        cells[f"until val accuracy reaches {level} %, what scratch ends with:"] = speed_cells(speed)
-    return cells
-
-
-def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    return frame.to_dict("records")
-
-
-def _trial(row: Mapping[Any, Any]) -> dict[str, str]:
-    """Return a trial's cells; figures that were saved have fewer."""
-    shown = {"trial": str(row["number"]), "val %": percent(row["last_val_accuracy"])}
-    if "best_val_accuracy" in row:
-        shown |= {"best %": percent(row["best_val_accuracy"]), "epochs": _number(row["epochs"], ".1f")}
-    return shown | {"device s": _number(row["device_seconds"], ".1f"), "settings": describe_settings(row)}
-
-
-def _number(value: Any, form: str, unit: str = "") -> str:
+def number(value: Any, form: str, unit: str = "") -> str:
+    """Return a formatted number; null is empty, infinite is never."""
     if pd.isna(value):
         return ""
     return _NEVER if value == math.inf else f"{value:{form}}{unit}"
 
 
-def _plain(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def _points(share: Any) -> str:
-    return _number(100 * share, "+.2f")
+    return number(100 * share, "+.2f")
 
 
 def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else _number(value, ".3f")
+    return "<0.001" if value < 0.001 else number(value, ".3f")
 
 
 def _spread(mean: float, deviation: float) -> str:
@@ -247,7 +110,7 @@ def _spread(mean: float, deviation: float) -> str:
 
 
 def _interval(low: float, high: float, form: str) -> str:
-    return "" if pd.isna(low) else f" [{_number(low, form)}, {_number(high, form)}]"
+    return "" if pd.isna(low) else f" [{number(low, form)}, {number(high, form)}]"
 
 
 def _difference(row: Mapping[Any, Any]) -> str:

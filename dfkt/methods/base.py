@@ -31,7 +31,13 @@ def searched(default: float, low: float, high: float, *, log: bool = False) -> A
         default: The reference setting.
         low, high: Both ends, included.
         log: Draw evenly in the logarithm.
+
+    Raises:
+        ConfigError: If the default lies outside, or is a whole number and an end is not.
     """
+    check_rule(low <= default <= high, "low <= default <= high", low=low, default=default, high=high)
+    ok = isinstance(default, float) or (low == int(low) and high == int(high))
+    check_rule(ok, "both ends of a whole number are whole", "Write 1.0 for a fraction.", low=low, default=default, high=high)
     return field(default=default, metadata={_SEARCHED: Range(low, high, log)})
 
 
@@ -196,8 +202,10 @@ class Method(ABC):
                     check_rule(ok, f"{name} is finite and >= 0", **{name: value})
         for name, drawn in self.ranges().items():
             value = getattr(self, name)
-            ok = isinstance(value, (int, float)) and (value > 0 or not drawn.log)
-            check_rule(ok, f"{name} > 0" if drawn.log else f"{name} is a number", **{name: value})
+            kind = int if isinstance(_default(type(self), name), int) else (int, float)
+            rule = f"{name} is a {'whole number' if kind is int else 'number'}"
+            check_rule(isinstance(value, kind) and not isinstance(value, bool), rule, **{name: value})
+            check_rule(value > 0 or not drawn.log, f"{name} > 0", **{name: value})
 
     @abstractmethod
     def schedule(self, epochs: float, taps: StudentTaps) -> Schedule:
@@ -241,10 +249,17 @@ class Method(ABC):
         return ", ".join(f"{name} {getattr(self, name):.4g}" for name in self.ranges())
 
     def json_head(self) -> dict[str, Any]:
-        """Return what names the class in JSON, before its settings."""
+        """Return what names the class in JSON, before its settings.
+
+        Raises:
+            ConfigError: If another process could not import the class.
+        """
         kind = type(self)
         own = kind.__module__.startswith("dfkt.methods.")
-        return {"name": kind.name if own else f"{kind.__module__}:{kind.__qualname__}"}
+        known = kind.__module__ != "__main__" and "<locals>" not in kind.__qualname__
+        where = f"{kind.__module__}:{kind.__qualname__}"
+        check_rule(known, "a method is a class of a module, known by name", "Put it into a module.", method=where)
+        return {"name": kind.name if own else where}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Method:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from torch import Tensor
 
-from dfkt.config import NO_KEY, check_choice, check_rule
+from dfkt.config import NO_KEY, check_choice, check_rule, is_finite
 from dfkt.methods.base import Features, Method, Params, Schedule, Stage, Term, searched, task_stage
 from dfkt.methods.flow import FLOW_NORMS, FlowLoss, FlowNorm
 from dfkt.methods.kd import mixed
@@ -102,7 +102,8 @@ class Dfkt(Method):
         check_rule(self.temperature > 0, "temperature > 0", temperature=self.temperature)
         check_rule(self.clip_norm is None or self.clip_norm > 0, "clip_norm > 0", clip_norm=self.clip_norm)
         check_rule(all(s > 0 for s in self.stage_lengths), "stage_lengths > 0", stage_lengths=self.stage_lengths)
-        check_rule(all(w >= 0 for *_, w in self.pair_weights), "pair_weights >= 0", pair_weights=self.pair_weights)
+        ok = all(is_finite(w) and w >= 0 for *_, w in self.pair_weights)
+        check_rule(ok, "pair_weights are finite and >= 0", pair_weights=self.pair_weights)
 
     def schedule(self, epochs: float, taps: StudentTaps) -> Schedule:
         """Return ``rounds`` times the flow stages, bottom first, and the task stage."""

@@ -145,7 +145,8 @@ class FlowLoss:
         matrices = _fsp(student_lowers, student_uppers)
         if self.norm == "unit":
             ours, theirs = (grid.block_sums(m.square()) for m in (matrices, target))
-            cosines = grid.block_sums(matrices * target) * (_or_infinite(ours).rsqrt() * _or_infinite(theirs).rsqrt())
+            products = grid.block_sums(matrices * target)
+            cosines = products / _or_infinite(ours).sqrt() / _or_infinite(theirs).sqrt()  # rsqrt's gradient overflows
             distances = (ours != 0).to(ours) + (theirs != 0).to(ours) - 2 * cosines
         else:
             distances = grid.block_sums((matrices - target).square())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields
 
 from dfkt.errors import ConfigError
 from dfkt.imports import import_name
@@ -22,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     kind.name: kind for kind in (Scratch, Kd, FitNets, Attention, LayerwiseHint, Similarity, Dkd, Fsp, Dfkt)
 }
 """The built-in methods, in the order of tables."""
+CLASS_WIDE = ("name", "losses", "taught", "tapped")
 
 
 def find_method(name: str) -> type[Method]:
@@ -42,8 +43,14 @@ def find_method(name: str) -> type[Method]:
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(f"Unknown method {name!r}.{meant} Known: {', '.join(METHODS)}, or package.module:Class.")
     kind = import_name(name)
-    if not (isinstance(kind, type) and issubclass(kind, Method) and is_dataclass(kind)):
-        raise ConfigError(f"{name} must be a dataclass derived from dfkt.Method, but is {kind!r}.")
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise ConfigError(f"{name} must be a class derived from dfkt.Method, but is {kind!r}.")
+    if "__dataclass_fields__" not in vars(kind):  # it inherits them: its own settings would be none
+        raise ConfigError(f"{name} must be a dataclass, but lacks @dataclass(frozen=True, kw_only=True).")
     if inspect.isabstract(kind) or not isinstance(getattr(kind, "name", None), str):
         raise ConfigError(f"{name} must have a name and a schedule, but lacks one of them.")
+    if wrong := [f.name for f in fields(kind) if f.name in CLASS_WIDE]:
+        raise ConfigError(f"{name} must give {', '.join(wrong)} without a type, as all its instances have it.")
+    if bare := [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]:
+        raise ConfigError(f"Every setting of {name} must have a default, but {', '.join(bare)} has none.")
     return kind

@@ -98,7 +98,8 @@ class Draw:
             raise ConfigError(f"Parameter {name} takes some of {', '.join(map(str, choices))}, but got a range.")
         if given is not None and (wrong := [choice for choice in given if choice not in choices]):
             raise ConfigError(f"Parameter {name} takes some of {', '.join(map(str, choices))}, but got {wrong[0]!r}.")
-        return self._choose(name, given or tuple(choices))
+        own = choices if given is None else [choices[choices.index(choice)] for choice in given]  # True, where 1 is given
+        return self._choose(name, tuple(own))
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
         """Return a whole number, both ends included."""
@@ -107,7 +108,8 @@ class Draw:
             return int(self._choose(name, tuple(self._number(name, choice, int) for choice in given)))
         if given is not None:
             low, high = (self._number(name, end, int) for end in (given.low, given.high))
-        return self.note(name, self.trial.suggest_int(name, low, high))
+        log = given is not None and given.log
+        return self.note(name, self.trial.suggest_int(name, low, high, log=log))
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """Return a number, drawn evenly or evenly in its logarithm."""

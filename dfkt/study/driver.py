@@ -16,7 +16,7 @@ import ray.train.torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from dfkt.config import Placement
+from dfkt.config import Placement, check_rule, is_finite
 from dfkt.store.files import Storage
 from dfkt.training.parallel import Group
 from dfkt.training.run import Job, Payload, run_job
@@ -43,6 +43,11 @@ class Workers:
     count: int = 1
     cpus: int = 1
     gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        check_rule(self.count >= 1, "workers per run >= 1", count=self.count)
+        check_rule(self.cpus >= 1, "cpus per worker >= 1", cpus=self.cpus)
+        check_rule(self.gpus is None or (is_finite(self.gpus) and self.gpus >= 0), "gpus per worker >= 0", gpus=self.gpus)
 
     @property
     def resources(self) -> dict[str, float]:

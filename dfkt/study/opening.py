@@ -9,6 +9,7 @@ from dfkt.config import Placement, flatten, key_dict, to_dict
 from dfkt.data.batches import steps_per_epoch
 from dfkt.data.image_set import ImageSet
 from dfkt.errors import ConfigError, StudyError
+from dfkt.methods.base import Method
 from dfkt.networks.taps import StudentTaps, match_taps
 from dfkt.store.files import Storage
 from dfkt.store.origin import environment
@@ -37,6 +38,7 @@ def check_study(
     taps = check_networks(config, data)
     for arm in config.arms:
         _check_arm(config, arm, data, taps)
+    _columns(config, taps)
     about = about_data(data)
     check_store(config, storage, about)
     for note in data.notes:
@@ -62,23 +64,32 @@ def check_networks(config: StudyConfig, data: ImageSet) -> StudentTaps:
 
 
 def _check_arm(config: StudyConfig, arm: ArmConfig, data: ImageSet, taps: StudentTaps) -> None:
-    """Try an arm's schedules: of its method, and of random samples of what is searched."""
+    """Try the schedules of all that an arm may train."""
     run = config.run(arm, arm.method)
     steps = steps_per_epoch(data, run.train.batch_size)
-    methods = [arm.method if arm.parent is None else arm.of(arm.method)]
-    if arm.trials:
-        arm.space.check(arm.method.columns(taps))
-        methods += random_draws(arm, taps, DRAWS)
-    for method in methods:
+    for method in _candidates(config, arm, taps):
         schedule = method.schedule(run.train.epochs, taps)
         if unknown := {term.name for stage in schedule for term in stage.terms} - set(method.losses):
             raise ConfigError(
                 f"`losses` of {method.name} must name every term, but lacks {', '.join(sorted(unknown))}."
             )
+        if not schedule or schedule[-1].phase != "task":
+            raise ConfigError(f"The last stage of {method.name} must be a task stage: a student is judged by it.")
         try:
             stage_ends(schedule, steps)
         except ConfigError as error:
             raise ConfigError(f"Arm {arm.name} ({method.describe()}): {error}") from None
+
+
+def _candidates(config: StudyConfig, arm: ArmConfig, taps: StudentTaps) -> list[Method]:
+    """Return an arm's method, and random samples of what is searched; an ablation's are its parent's, changed."""
+    if arm.parent is not None:
+        parent = next(other for other in config.arms if other.name == arm.parent)
+        return [arm.of(method) for method in _candidates(config, parent, taps)]
+    if not arm.trials:
+        return [arm.method]
+    arm.space.check(arm.method.columns(taps))
+    return [arm.method, *random_draws(arm, taps, DRAWS)]
 
 
 def check_store(config: StudyConfig, storage: Storage, about: Mapping[str, Any]) -> None:
@@ -129,12 +140,14 @@ def open_store(config: StudyConfig, storage: Storage, about: Mapping[str, Any], 
 
 
 def _columns(config: StudyConfig, taps: StudentTaps) -> tuple[dict[str, type], list[str]]:
-    """Return the parameters and losses of all arms."""
+    """Return the parameters and losses of all arms; a parameter has one type in all of them."""
     params: dict[str, type] = {}
     losses: list[str] = []
     for arm in config.arms:
-        if arm.trials:
-            params |= {name: kind for name, kind in arm.method.columns(taps).items() if name not in params}
+        for name, kind in arm.method.columns(taps).items() if arm.trials else ():
+            if params.setdefault(name, kind) is not kind:
+                types = f"{params[name].__name__} and {kind.__name__}"
+                raise ConfigError(f"A parameter must have one type in all arms, but {name} is {types}.")
         losses += [name for name in arm.method.losses if name not in losses]
     return params, losses
 

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from dfkt.config import Placement, to_dict
+from dfkt.errors import InputError
 from dfkt.methods.base import Method
 from dfkt.networks.taps import StudentTaps
 from dfkt.store.rows import best_trials, row_settings
@@ -105,9 +106,13 @@ class Arm:
 
     def next_final(self) -> Run | None:
         """Return the next final run; ``None`` while the winner is not known, and when all have begun."""
+        self.plan()
+        return self._begun(self.finals.pop(0)) if self.finals else None
+
+    def plan(self) -> None:
+        """Find the winner and what of its final runs is to be done, as soon as no trial can change it."""
         if self.finals is None and not self.trials_left and not self.running and self._parent_known:
             self.finals = list(self._plan_finals())
-        return self._begun(self.finals.pop(0)) if self.finals else None
 
     @property
     def over(self) -> bool:
@@ -169,8 +174,13 @@ class Arm:
             if self.parent.winner is None:
                 self._skip(f"{self.parent.config.name} has no complete trial")
                 return None
-            winner = self.config.of(self.parent.winner)
-            if self._schedule(winner) == self._schedule(self.parent.winner):
+            try:
+                winner = self.config.of(self.parent.winner)
+                same = self._schedule(winner) == self.parent._schedule(self.parent.winner)
+            except InputError as error:  # all other arms go on
+                self._skip(f"the change does not fit {self.parent.config.name}'s winner: {error}")
+                return None
+            if same:
                 self._skip(f"{self.parent.config.name} is that already")
                 return None
         key = self.study.config.run(self.config, winner).key
@@ -200,7 +210,8 @@ class Queue:
             path = study.store.storage.path
             for config in study.config.arms:
                 parent = None if config.parent is None else self.arms[path, config.parent]
-                self.arms[path, config.name] = Arm(study, config, parent, log)
+                self.arms[path, config.name] = arm = Arm(study, config, parent, log)
+                arm.plan()  # so that what is finished counts as done, and starts nothing
         self.total = sum(arm.count for arm in self.arms.values())
         """Runs that are still to be done."""
         self.planned = sum(arm.trials + s.config.seeds for s in studies for arm in s.config.arms)

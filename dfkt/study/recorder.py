@@ -124,7 +124,7 @@ class Recorder(tune.Callback):
             row |= {name: payload[name] for name in ("test_accuracy", "test_loss") if name in payload}
         self._save(run, row, records)
         if state != "RUNNING":
-            self._clean_up(run)
+            self._clean_up(run, complete=state == "COMPLETE")
         if not run.final and arm.search is not None:
             arm.search.tell(run.number, state, row.get("last_val_accuracy"))
             arm.study.open_journal().publish()
@@ -139,11 +139,11 @@ class Recorder(tune.Callback):
         (store.save_final if run.final else store.save_trial)(run.arm, row, records)
 
     @staticmethod
-    def _clean_up(run: Run) -> None:
-        """Delete a finished run's checkpoint; the student of a final run stays."""
-        if run.final:
+    def _clean_up(run: Run, *, complete: bool) -> None:
+        """Delete a finished run's checkpoint; the student of a final run that was completed stays."""
+        if complete and run.final:
             Storage(run.job.storage).delete(STATE_FILE)
-        else:
+        else:  # with an earlier winner's student, which this run would have replaced
             Storage(run.job.storage).delete_all()
 
     def _name(self, run: Run) -> str:

@@ -75,9 +75,8 @@ class ArmSearch:
             storage=journal.optuna, study_name=arm.name, direction="maximize", load_if_exists=True
         )
         self._add_missing({row["number"]: row for row in rows})
-        if not self.optuna.trials:
-            for params in self._starts():
-                self.optuna.enqueue_trial(params)
+        for params in self._starts()[len(self.optuna.trials) :]:  # trial k is start k
+            self.optuna.enqueue_trial(params)
         self.asked: dict[int, optuna.trial.Trial] = {}
         self.unfinished = self._reconcile(rows)
         self.optuna.sampler = _sampler((seed * 100_003 + len(self.optuna.trials)) % 2**32)  # NumPy takes no larger one
@@ -111,7 +110,7 @@ class ArmSearch:
         value = value if state == "COMPLETE" else None
         self.optuna.tell(number, value, state=STATES[state], skip_if_finished=True)
 
-    def _starts(self) -> Iterable[Params]:
+    def _starts(self) -> list[Params]:
         """Return what is tried before anything is sampled; what the study fixes is left out."""
         fixed = {name for name, given in self.arm.space.changes.items() if isinstance(given, tuple)}
         seen: list[Params] = []

@@ -125,7 +125,8 @@ def run_queue(
     )
     tuner.fit()
     for study in queue.studies:
-        study.store.storage.sub("ray").delete_all()
+        for name in ("ray", "runs") if queue.over else ("ray",):
+            study.store.storage.sub(name).delete_all()
 
 
 def _judges(queue: Queue) -> dict[tuple[str, str], ASHAScheduler]:

@@ -13,6 +13,7 @@ from dfkt.store.files import Storage
 from dfkt.study.queue import OpenStudy
 from dfkt.training.evaluate import evaluate
 from dfkt.training.run import images_for, test_images_for
+from dfkt.training.state import save_state
 from dfkt.training.teacher import WEIGHTS_FILE, find_teacher
 
 Log = Callable[[str], None]
@@ -34,23 +35,32 @@ def keep_teacher(study: OpenStudy, log: Log) -> None:
     if "test_accuracy" in known and storage.exists(WEIGHTS_FILE) and config.checkpoint is None:
         log(f"teacher {known['network']}: val {100 * known['val_accuracy']:.2f} %, the study's own")
         return
+    given = (config, study.config.data, study.placement, storage.path, known.get("key"))
     if study.placement.device == "cuda":
-        remote = ray.remote(num_gpus=1)(teach)
-        about = ray.get(remote.remote(config, study.config.data, study.placement, storage.path, print))
+        about = ray.get(ray.remote(num_gpus=1)(teach).remote(*given, print))
     else:
-        about = teach(config, study.config.data, study.placement, storage.path, log)
-    if known and known["key"] != about["key"]:
-        raise StudyError(
-            f"The study's teacher must stay {known['key']}, but its {WEIGHTS_FILE} is gone and {about['key']} was found. "
-            "Put the file back, or take another --name."
-        )
+        about = teach(*given, log)
     study.store.update_meta(teacher=about)
 
 
-def teach(config: TeacherConfig, data: DataConfig, placement: Placement, folder: str, log: Log) -> dict[str, Any]:
-    """Find or train a teacher in this process, leave it in a folder; return what tells it from others, as JSON values."""
-    images = images_for(data, placement)
-    teacher = find_teacher(config, images, placement, log, Storage(folder))
+def teach(
+    config: TeacherConfig, data: DataConfig, placement: Placement, folder: str, key: str | None, log: Log
+) -> dict[str, Any]:
+    """Find or train a teacher in this process, leave it in a folder; return what tells it from others, as JSON values.
+
+    Raises:
+        StudyError: If it has another key than the study's; it is not left in the folder then.
+    """
+    images, storage = images_for(data, placement), Storage(folder)
+    there = storage.exists(WEIGHTS_FILE)
+    teacher = find_teacher(config, images, placement, log, storage if there else None)
+    if key not in (None, teacher.key):
+        raise StudyError(
+            f"The study's teacher must stay {key}, but {WEIGHTS_FILE} {'holds' if there else 'is gone, and there is'} "
+            f"{teacher.key}. Put the file back, or take another --name."
+        )
+    if not there:
+        save_state(storage, teacher.network.state_dict(), WEIGHTS_FILE)
     accuracy, _ = evaluate(teacher.network, images, test_images_for(data, placement), config.train.precision)
     return {
         "key": teacher.key,

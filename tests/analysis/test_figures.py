@@ -10,8 +10,8 @@ import pytest
 from made import SESSION, Arm, write_study
 
 from dfkt.analysis.figures import Figures, load_figures, read_figures, read_studies, save_figures
+from dfkt.analysis.pages import study_page
 from dfkt.analysis.statistics import accuracy_table, speed_table
-from dfkt.analysis.tables import study_page
 from dfkt.errors import StudyError
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore

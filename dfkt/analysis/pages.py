@@ -1,0 +1,144 @@
+"""The page that a finished study prints: its trials, its final runs side by side, and what the columns mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from dfkt.analysis import about as words
+from dfkt.analysis.figures import (
+    ABOUT_FILE,
+    Figures,
+    Place,
+    complete_runs,
+    load_figures,
+    read_studies,
+    setting_about,
+    study_figures,
+    to_storage,
+)
+from dfkt.analysis.statistics import SCRATCH, accuracy_table, scratch_level, speed_table
+from dfkt.analysis.tables import accuracy_cells, column_notes, number, percent, speed_cells, text_table
+from dfkt.errors import InputError
+from dfkt.methods.base import Method
+from dfkt.store.rows import best_trials, row_settings, trial_params
+from dfkt.store.study_store import Study
+
+MOST, EACH = 5, 1
+"""Best trials that are shown of a single searched arm, and of each where there are several."""
+STATE_WORDS = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "unfinished"}
+"""How readers are told the state of a trial."""
+
+
+def folder_page(folder: Place, best: int | None = None) -> str:
+    """Return the pages of all studies in a folder, or of saved figures, as :func:`study_page` does.
+
+    Raises:
+        StudyError: If the folder holds neither, or a file is damaged.
+    """
+    storage = to_storage(folder)
+    if storage.exists(ABOUT_FILE) and not storage.exists("study.json"):
+        return study_page(load_figures(storage), best)
+    studies = read_studies(storage)
+    return "\n\n\n".join(_study_page(setting, study, best) for setting, study in studies.items())
+
+
+def study_page(source: Study | Figures, best: int | None = None) -> str:
+    """Return all that a finished study has to say: trials, teacher, student, final runs, what is missing, speed.
+
+    Args:
+        source: A study, or saved figures, which give a page per setting.
+        best: How many of a searched arm's best trials are shown; ``None``: 5, or 1 of each where several are searched.
+    """
+    if isinstance(source, Study):
+        return _study_page(source.name, source, best)
+    trials = source.trials
+    pages = (_page(source, setting, trials[trials.setting == setting], best) for setting in source.about["settings"])
+    return "\n\n\n".join(pages)
+
+
+def trials_text(trials: pd.DataFrame, searched: Sequence[str], best: int | None = None) -> str:
+    """Return the count of trials by state, and the best ones, of every searched arm."""
+    if not searched:
+        return "no arm was searched"
+    by_arm = {arm: trials[trials.arm == arm] for arm in searched}
+    count = best or (MOST if len(searched) == 1 else EACH)
+    shown = {arm: [_trial(row) for row in best_trials(rows, count).to_dict("records")] for arm, rows in by_arm.items()}
+    if len(searched) == 1:
+        ((arm, found),) = shown.items()
+        line = f"{arm}: {len(by_arm[arm])} trials: {count_states(by_arm[arm])}"
+        return f"{line}\n{text_table(pd.DataFrame(found))}" if found else line
+    lines = []
+    for arm, rows in by_arm.items():
+        first = {"arm": arm, "trials": f"{len(rows)}: {count_states(rows)}" if len(rows) else "0"}
+        lines += [(first if k == 0 else {}) | cells for k, cells in enumerate(shown[arm] or [{}])]
+    return text_table(pd.DataFrame(lines).rename(columns={"trial": "best"}).fillna(""))
+
+
+def count_states(trials: pd.DataFrame) -> str:
+    """Return how many trials ended how."""
+    states = trials.state.value_counts()
+    return ", ".join(f"{states[s]} {word}" for s, word in STATE_WORDS.items() if s in states) or "no trials yet"
+
+
+def describe_settings(row: Mapping[str, Any]) -> str:
+    """Return a trial's searched settings in a phrase: its method's own, or name and value where that is not at hand."""
+    settings: dict[str, Any] = {}
+    try:
+        settings = row_settings(row)
+        if "name" in settings:
+            return Method.from_json(settings).describe()
+    except InputError:  # a user's class that is not at hand, or a setting that has gone
+        pass
+    shown = trial_params(row) or {name: value for name, value in settings.items() if name != "name"}
+    return ", ".join(f"{name} {_plain(value)}" for name, value in shown.items())
+
+
+def _study_page(setting: str, study: Study, best: int | None) -> str:
+    return _page(study_figures({setting: study}), setting, study.trials, best)
+
+
+def _page(figures: Figures, setting: str, trials: pd.DataFrame, best: int | None) -> str:
+    about, runs = setting_about(figures, setting), figures.runs[figures.runs.setting == setting]
+    lines = [f"{setting}: {words.describe_data(about)}", "", trials_text(trials, about["searched"], best), ""]
+    if about["teacher"].get("val_accuracy") is not None:
+        lines.append(f"teacher {words.describe_teacher(about)}")
+    lines.append(f"student {words.describe_network(about['student'])}; {words.describe_budget(about)}")
+    if reference := words.reference_arms(about):
+        lines.append(f"at reference settings, not searched: {', '.join(reference)}")
+    lines += words.setting_notes(about, runs)
+    tables = _final_tables(figures, setting)
+    if not tables:
+        return "\n".join([*lines, "", "no final run is complete" if len(runs) else "no final runs yet"])
+    lines += [f"\n{title}\n{text_table(cells)}" for title, cells in tables.items()]
+    return "\n".join([*lines, "", column_notes(str(name) for cells in tables.values() for name in cells)])
+
+
+def _final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
+    """Return by title the tables of the final runs: main arms, ablations by their parent, speed over several seeds."""
+    about, runs = setting_about(figures, setting), complete_runs(figures, setting)
+    arms = words.main_arms(about)
+    tables = {"final runs:": accuracy_table(figures, setting, arms)}
+    for parent, changed in words.ablations_of(about).items():
+        if runs.arm.isin(changed).any():
+            tables[f"{parent} with one change:"] = accuracy_table(figures, setting, [parent, *changed], parent)
+    cells = {title: accuracy_cells(table) for title, table in tables.items() if len(table)}
+    speed = speed_table(figures, setting, arms)
+    if len(speed) > 1 and (runs.arm == SCRATCH).sum() > 1:
+        level = percent(scratch_level(figures, setting))
+        cells[f"until val accuracy reaches {level} %, what scratch ends with:"] = speed_cells(speed)
+    return cells
+
+
+def _trial(row: Mapping[Any, Any]) -> dict[str, str]:
+    """Return a trial's cells; figures that were saved have fewer."""
+    shown = {"trial": str(row["number"]), "val %": percent(row["last_val_accuracy"])}
+    if "best_val_accuracy" in row:
+        shown |= {"best %": percent(row["best_val_accuracy"]), "epochs": number(row["epochs"], ".1f")}
+    return shown | {"device s": number(row["device_seconds"], ".1f"), "settings": describe_settings(row)}
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
