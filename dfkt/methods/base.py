@@ -37,7 +37,9 @@ def searched(default: float, low: float, high: float, *, log: bool = False) -> A
     """
     check_rule(low <= default <= high, "low <= default <= high", low=low, default=default, high=high)
     ok = isinstance(default, float) or (low == int(low) and high == int(high))
-    check_rule(ok, "both ends of a whole number are whole", "Write 1.0 for a fraction.", low=low, default=default, high=high)
+    check_rule(
+        ok, "both ends of a whole number are whole", "Write 1.0 for a fraction.", low=low, default=default, high=high
+    )
     return field(default=default, metadata={_SEARCHED: Range(low, high, log)})
 
 

@@ -145,18 +145,14 @@ class Dfkt(Method):
         """Return the method with pattern, weights, order, lengths, rounds, rates and soft targets drawn.
 
         What has no meaning is not drawn: a single weight, which would only scale the flow's rate; lengths, order and
-        rounds where there is a single stage; freezing where every stage begins at the stem.
+        rounds where there is a single stage; freezing where every stage begins at the stem. Weights and lengths that
+        the settings give stay.
         """
         pattern = self._sample_pattern(trial, taps)
         pairs = flow_pairs(pattern, taps.count, taps.group_ends)
         drawn: dict[str, Any] = {"pattern": pattern} | self._sample_stages(trial, pairs)
         drawn |= {name: self.draw(trial, name) for name in self.ranges()}
-        if trial.suggest_categorical("soft_targets", (False, True)):
-            drawn["weight"] = trial.suggest_float("weight", 0.1, 0.95)
-            drawn["temperature"] = trial.suggest_float("temperature", 1.0, 10.0, log=True)
-        else:
-            drawn["weight"] = 0.0
-        return replace(self, **drawn)
+        return replace(self, **drawn, **self._sample_soft(trial))
 
     @staticmethod
     def _sample_pattern(trial: Draw, taps: StudentTaps) -> str:
@@ -168,23 +164,37 @@ class Dfkt(Method):
             span = trial.suggest_int(f"{family}_span", 2, top)
         return trial.note("pattern", pattern_name(family, span))
 
+    @staticmethod
+    def _sample_soft(trial: Draw) -> dict[str, Any]:
+        asked = trial.narrows("soft_targets") or not trial.narrows("weight")  # a weight that is given is wanted
+        if asked and not trial.suggest_categorical("soft_targets", (False, True)):
+            return {"weight": 0.0}
+        weight = trial.suggest_float("weight", 0.1, 0.95)
+        trial.note("soft_targets", weight > 0)
+        return {"weight": weight, "temperature": trial.suggest_float("temperature", 1.0, 10.0, log=True)}
+
     def _sample_stages(self, trial: Draw, pairs: tuple[FlowPair, ...]) -> dict[str, Any]:
-        drawn: dict[str, Any] = {"span_weights": (), "pair_weights": (), "stage_lengths": (), "rounds": 1}
-        drawn |= {"freeze_below": False, "order": "cumulative"} | self._sample_weights(trial, pairs)
+        drawn: dict[str, Any] = {"rounds": 1, "freeze_below": False, "order": "cumulative"}
+        drawn |= self._sample_weights(trial, pairs)
         tops = sorted({j for _, j in pairs})
         if len(tops) == 1:
             return drawn
-        drawn["order"] = trial.suggest_categorical("order", ORDERS)
+        drawn["order"] = trial.suggest_categorical("order", get_args(StageOrder) if trial.narrows("order") else ORDERS)
+        if drawn["order"] == "joint":
+            return drawn
         lowest = [min(i for i, j in pairs if j == top) for top in tops]
         if drawn["order"] == "local" and max(lowest) > 0:
             drawn["freeze_below"] = trial.suggest_categorical("freeze_below", (False, True))
-        lengths = {top: trial.suggest_float(f"length_{top}", *STAGE_LENGTH, log=True) for top in tops}
-        drawn["stage_lengths"] = tuple(lengths.get(k, 1.0) for k in range(1, tops[-1] + 1))
+        if not self.stage_lengths:
+            lengths = {top: trial.suggest_float(f"length_{top}", *STAGE_LENGTH, log=True) for top in tops}
+            drawn["stage_lengths"] = tuple(lengths.get(k, 1.0) for k in range(1, tops[-1] + 1))
         drawn["rounds"] = trial.suggest_int("rounds", 1, MOST_ROUNDS)
         return drawn
 
     def _sample_weights(self, trial: Draw, pairs: tuple[FlowPair, ...]) -> dict[str, Any]:
         spans = sorted({j - i for i, j in pairs})
+        if self._weighed:
+            return {}
         if self.weights == "pair" and len(pairs) > 1:
             drawn = ((i, j, trial.suggest_float(f"weight_{i}_{j}", *WEIGHT, log=True)) for i, j in pairs)
             return {"pair_weights": tuple(drawn)}
@@ -199,7 +209,7 @@ class Dfkt(Method):
         found: dict[str, type] = {"pattern": str, "family": str, "dense_span": int, "sliding_span": int}
         found |= dict.fromkeys(self._weight_names(top), float)
         found |= {"order": str, "freeze_below": bool, "rounds": int}
-        found |= {f"length_{k}": float for k in range(1, top + 1)}
+        found |= dict.fromkeys(self._length_names(top), float)
         return found | super().columns(taps) | {"soft_targets": bool, "weight": float, "temperature": float}
 
     def starts(self, taps: StudentTaps) -> tuple[Params, ...]:
@@ -207,12 +217,22 @@ class Dfkt(Method):
         top = taps.count - 1
         params: Params = {"family": "dense", "dense_span": top} if top > 1 else {"family": "adjacent"}
         if top > 1:
-            params |= {"order": "cumulative", "rounds": 1} | {f"length_{k}": 1.0 for k in range(1, top + 1)}
-            params |= dict.fromkeys(self._weight_names(top), 1.0)
+            params |= {"order": "cumulative", "rounds": 1}
+            params |= dict.fromkeys(self._length_names(top) + self._weight_names(top), 1.0)
         params |= super().starts(taps)[0]
         return params | {"soft_targets": False}, params | {"soft_targets": True, "weight": 0.9, "temperature": 4.0}
 
+    @property
+    def _weighed(self) -> bool:
+        """Whether the settings weigh pairs, so that a search does not."""
+        return bool(self.span_weights or self.pair_weights)
+
+    def _length_names(self, top: int) -> list[str]:
+        return [] if self.stage_lengths else [f"length_{k}" for k in range(1, top + 1)]
+
     def _weight_names(self, top: int) -> list[str]:
+        if self._weighed:
+            return []
         if self.weights == "pair":
             return [f"weight_{i}_{j}" for i, j in flow_pairs("dense", top + 1)]
         return [f"weight_span_{s}" for s in range(1, top + 1)]

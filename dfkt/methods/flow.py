@@ -146,7 +146,7 @@ class FlowLoss:
         if self.norm == "unit":
             ours, theirs = (grid.block_sums(m.square()) for m in (matrices, target))
             products = grid.block_sums(matrices * target)
-            cosines = products / _or_infinite(ours).sqrt() / _or_infinite(theirs).sqrt()  # rsqrt's gradient overflows
+            cosines = products / _or_infinite(ours).sqrt() / _or_infinite(theirs).sqrt()  # rsqrt overflows in its gradient
             distances = (ours != 0).to(ours) + (theirs != 0).to(ours) - 2 * cosines
         else:
             distances = grid.block_sums((matrices - target).square())

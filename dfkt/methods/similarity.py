@@ -33,6 +33,7 @@ def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Tung and Mori, ICCV 2019, section 3. Public code (RepDistiller, verified by the author) agrees; it weighs it with 3000.
 
     Example:
+        >>> import torch
         >>> student, teacher = torch.eye(2).reshape(2, 2, 1, 1), torch.ones(2, 3, 4, 4)
         >>> round(similarity_loss(student, teacher).item(), 4)  # images at right angles against equal ones: 1 - 1 / sqrt(2)
         0.2929

@@ -98,7 +98,9 @@ class Draw:
             raise ConfigError(f"Parameter {name} takes some of {', '.join(map(str, choices))}, but got a range.")
         if given is not None and (wrong := [choice for choice in given if choice not in choices]):
             raise ConfigError(f"Parameter {name} takes some of {', '.join(map(str, choices))}, but got {wrong[0]!r}.")
-        own = choices if given is None else [choices[choices.index(choice)] for choice in given]  # True, where 1 is given
+        own = (
+            choices if given is None else [choices[choices.index(choice)] for choice in given]
+        )  # True, where 1 is given
         return self._choose(name, tuple(own))
 
     def suggest_int(self, name: str, low: int, high: int) -> int:

@@ -83,7 +83,8 @@ class Arm:
             for row in found
             if row["state"] == "RUNNING"
         }
-        self.trials_left = max(config.trials - sum(row["state"] != "RUNNING" for row in rows), 0)
+        self.done_before = sum(row["state"] != "RUNNING" for row in rows)
+        self.trials_left = max(config.trials - self.done_before, 0)
         self.search: ArmSearch | None = None
         if self.trials_left:
             seed = study.config.search_seed
@@ -121,7 +122,7 @@ class Arm:
 
     @property
     def count(self) -> int:
-        """How many runs it may still hand out; whether earlier final runs stay good is known with the winner."""
+        """How many runs it may still hand out; which earlier final runs stay good is known with the winner."""
         return self.trials_left + (self.study.config.seeds if self.finals is None else len(self.finals))
 
     @property
@@ -212,18 +213,22 @@ class Queue:
                 parent = None if config.parent is None else self.arms[path, config.parent]
                 self.arms[path, config.name] = arm = Arm(study, config, parent, log)
                 arm.plan()  # so that what is finished counts as done, and starts nothing
-        self.total = sum(arm.count for arm in self.arms.values())
-        """Runs that are still to be done."""
-        self.planned = sum(arm.trials + s.config.seeds for s in studies for arm in s.config.arms)
-        """Runs in all, those of earlier runs of the studies counted in."""
+        self.begun = 0
+        """Runs that were handed out."""
 
     def next(self) -> Run | None:
         """Return the next run: a trial of the first arm that has one, else a final run likewise; ``None`` while there is none."""
         for take in (Arm.next_trial, Arm.next_final):
             for arm in self.arms.values():
                 if (run := take(arm)) is not None:
+                    self.begun += 1
                     return run
         return None
+
+    @property
+    def total(self) -> int:
+        """Runs of this queue in all, those included that were handed out; fewer as arms turn out to have nothing to train."""
+        return self.begun + sum(arm.count for arm in self.arms.values())
 
     def arm_of(self, run: Run) -> Arm:
         """Return the arm that handed a run out."""

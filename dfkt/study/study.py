@@ -101,8 +101,8 @@ def run_queue(
         log: Receives a line per run.
     """
     limit = min(count_groups(workers, nodes()), queue.total)
-    before = "" if queue.total == queue.planned else f", {queue.planned - queue.total} done before"
-    log(f"{queue.planned} runs{before}, {limit} at a time")
+    before = sum(arm.done_before for arm in queue.arms.values())
+    log(f"{queue.total} runs to do{f', {before} done before' if before else ''}, {limit} at a time")
     storage = queue.studies[0].store.storage
     tuner = tune.Tuner(
         trainable(driver, workers),

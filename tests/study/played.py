@@ -1,0 +1,221 @@
+"""Studies without training: Ray Tune played in this process, and drivers that report made-up epochs.
+
+:class:`Played` makes Tune's calls in Tune's order; queue, searches, schedulers, recorder and stores are the real ones.
+"""
+
+import copy
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+
+from dfkt.config import NetworkConfig, Placement, TrainConfig
+from dfkt.methods.dfkt import Dfkt
+from dfkt.methods.scratch import Scratch
+from dfkt.networks.taps import StudentTaps
+from dfkt.store.files import Storage
+from dfkt.store.study_store import Study, StudyStore, read_study
+from dfkt.study.config import ArmConfig, StudyConfig
+from dfkt.study.driver import Run
+from dfkt.study.opening import check_store, open_store
+from dfkt.study.queue import OpenStudy, Queue
+from dfkt.study.recorder import QueueSearcher, Recorder
+from dfkt.study.stopping import Stopping
+from dfkt.study.study import _judges
+
+TAPS = StudentTaps(4, (0, 1, 2, 3))
+ABOUT = {"title": "toys", "classes": 4, "train": 96, "val": 24, "image_size": [8, 8], "channels": 1, "checksum": 7}
+Judge = Callable[[Run], float]
+
+
+def toy(name: str = "toy", *arms: ArmConfig, **settings: Any) -> StudyConfig:
+    """Return a study of three epochs; without arms, of scratch and a search of two trials of DFKT."""
+    usual: dict[str, Any] = {"student": NetworkConfig(name="resnet8"), "train": TrainConfig(epochs=3, batch_size=32)}
+    usual |= {"arms": arms or (arm("scratch"), arm("dfkt", 2)), "seeds": 2, "early_stopping": False}
+    return StudyConfig(name=name, **usual | settings)
+
+
+def arm(name: str, trials: int = 0, **settings: Any) -> ArmConfig:
+    """Return an arm of scratch or, where the name says so, of DFKT."""
+    method = Dfkt() if name.startswith("dfkt") else Scratch()
+    return ArmConfig(**{"name": name, "method": method, "trials": trials} | settings)
+
+
+def accuracy(run: Run) -> float:
+    """Return a made-up val accuracy: the higher the rate, the better, and every run another."""
+    return 0.5 + run.job.config.method.rate - run.number / 1e4  # type: ignore[attr-defined]
+
+
+def payloads(run: Run, judge: Judge = accuracy) -> Iterator[dict[str, Any]]:
+    """Yield what a run reports: one record per epoch, for a DFKT run the first one of a flow stage."""
+    epochs = int(run.job.config.train.epochs)
+    value = judge(run)
+    for k in range(epochs):
+        place = {"index": k, "epoch": k + 1.0, "step": 4 * (k + 1), "images": 128 * (k + 1), "loss": 1.0, "lr": 0.1}
+        payload: dict[str, Any] = {"wall_seconds": k + 1.0, "device_seconds": k + 1.0, "workers": 1}
+        payload |= {"peak_memory_bytes": 2**20, "complete": k + 1 == epochs}
+        if k == 0 and run.job.config.method.name == "dfkt" and epochs > 1:
+            place |= {"phase": "flow", "round": 1, "stage": 1, "flow_loss": 1.0, "rung_epoch": None}
+        else:
+            judged = {"val_accuracy": value * (k + 1) / epochs, "rung_epoch": k + 1.0}
+            place |= {"phase": "task", "round": None, "stage": None, "task_loss": 1.0, **judged}
+            payload |= judged
+        if run.job.test and payload["complete"]:
+            payload |= {"test_accuracy": value / 2, "test_loss": 1.5}
+        yield payload | {"records": [place]}
+
+
+def idle(run: Run) -> None:
+    """Report made-up epochs at once: a driver for Ray."""
+    for payload in payloads(run):
+        tune.report(payload)
+
+
+def faulty(run: Run) -> None:
+    """A driver whose process is killed in trial 0's first attempt and in every attempt of final run 0; trial 1 raises."""
+    if run.number == 0:
+        folder = Path(run.job.storage)
+        folder.mkdir(parents=True, exist_ok=True)
+        if run.final or not (folder / "tried").exists():
+            (folder / "tried").touch()
+            tune.report(next(payloads(run)))
+            os.kill(os.getpid(), signal.SIGKILL)
+    if run.number == 1 and not run.final:
+        raise ValueError("first line\ndeep inside")
+    idle(run)
+
+
+def patient(run: Run) -> None:
+    """A driver that reports one epoch of every run, and the others when a file ``go`` lies in the study's folder."""
+    first, *others = payloads(run)
+    tune.report(first)
+    while run.number > 0 and not (Path(run.study) / "students" / "go").exists():
+        time.sleep(0.05)
+    for payload in others:
+        tune.report(payload)
+
+
+def open_study(config: StudyConfig, results: Path) -> OpenStudy:
+    """Open a study for the first time or again, as a run of it does; its images are never looked at."""
+    storage = Storage(results / config.name)
+    check_store(config, storage, ABOUT)
+    return OpenStudy(config, open_store(config, storage, ABOUT, TAPS), Placement(), TAPS)
+
+
+class Played:
+    """Some studies on their way, with Tune played; made anew from the folder, it is what a killed run's successor sees.
+
+    Args:
+        results: The folder of all studies.
+        configs: The studies.
+        judge: Says how good a run will be.
+    """
+
+    def __init__(self, results: Path, *configs: StudyConfig, judge: Judge = accuracy) -> None:
+        self.results, self.judge = results, judge
+        self.lines: list[str] = []
+        self.queue = Queue([open_study(config, results) for config in configs], self.lines.append)
+        self.recorder = Recorder(self.queue, self.lines.append)
+        self.searcher = QueueSearcher(self.queue)
+        self.scheduler = Stopping(_judges(self.queue))
+        self.handed: list[Run] = []
+        self.finished = False
+
+    def ask(self) -> Any:
+        """Return the next trial, started; ``None`` when none can begin now."""
+        asked = self.searcher.suggest(f"t{len(self.handed)}")
+        self.finished = asked == QueueSearcher.FINISHED
+        if not isinstance(asked, dict):
+            return None
+        trial = SimpleNamespace(trial_id=f"t{len(self.handed)}", config=copy.deepcopy(asked))
+        trial.get_pickled_error = trial.get_error = lambda: None
+        self.handed.append(asked["run"])
+        self.scheduler.on_trial_add(None, trial)
+        self.start(trial)
+        return trial
+
+    def start(self, trial: Any) -> None:
+        """The trial starts, or starts again."""
+        self.recorder.on_trial_start(0, [], trial)
+
+    def report(self, trial: Any, payload: dict[str, Any]) -> bool:
+        """The trial's process reports; return whether it may go on."""
+        decision = self.scheduler.on_trial_result(None, trial, payload)
+        self.recorder.on_trial_result(0, [], trial, payload)
+        return decision == TrialScheduler.CONTINUE
+
+    def complete(self, trial: Any, payload: dict[str, Any]) -> None:
+        """The trial came to its end, or was stopped by the scheduler."""
+        self.scheduler.on_trial_complete(None, trial, payload)
+        self.searcher.on_trial_complete(trial.trial_id, payload)
+        self.recorder.on_trial_complete(0, [], trial)
+
+    def end(self, trial: Any) -> None:
+        """The trial reports all its epochs, unless the scheduler stops it, and ends."""
+        for payload in payloads(trial.config["run"], self.judge):
+            if not self.report(trial, payload):
+                break
+        self.complete(trial, payload)
+
+    def fail(self, trial: Any, reason: str = "The loss became nan") -> None:
+        """The trial reports one epoch, then that it cannot go on, and ends."""
+        first = next(payloads(trial.config["run"], self.judge))
+        self.report(trial, first)
+        last = {"records": first["records"], "failure": reason, "wall_seconds": 3.0}
+        self.report(trial, last)
+        self.complete(trial, last)
+
+    def die(self, trial: Any, error: str | None = "Traceback\n  somewhere\nValueError: deep inside\n") -> None:
+        """The trial's process raised, or died too often."""
+        trial.get_error = lambda: error
+        self.recorder.on_trial_error(0, [], trial)
+
+    def run(self, slots: int = 1, limit: int | None = None) -> "Played":
+        """Run to the end with some slots, the oldest run ending first; or until so many have ended, as a kill would."""
+        live: list[Any] = []
+        while limit is None or limit > 0:
+            while len(live) < slots and (trial := self.ask()) is not None:
+                live.append(trial)
+            if not live:
+                assert self.finished, "Tune would wait for ever"
+                return self
+            self.end(live.pop(0))
+            limit = None if limit is None else limit - 1
+        return self
+
+    def study(self, number: int = 0) -> Study:
+        """Return one of the studies, as it reads now."""
+        return read_study(self.store(number).storage)
+
+    def store(self, number: int = 0) -> StudyStore:
+        """Return its store."""
+        return self.queue.studies[number].store
+
+    def told(self) -> list[str]:
+        """Return what was handed out, such as ``dfkt trial 0`` or ``scratch seed 1``, in order."""
+        return [told(run) for run in self.handed]
+
+
+def told(run: Run) -> str:
+    """Return what a run is, in a few words."""
+    return f"{run.arm} seed {run.job.config.train.seed}" if run.final else f"{run.arm} trial {run.number}"
+
+
+def ended(run: Played, arm_name: str, number: int, *, final: bool = False) -> dict[str, Any]:
+    """Return a run's row."""
+    store = run.store()
+    rows = store.final_rows(arm_name) if final else store.trial_rows(arm_name)
+    (found,) = (row for row in rows if row["number"] == number)
+    return found
+
+
+def with_seeds(config: StudyConfig, seeds: int) -> StudyConfig:
+    """Return a study with another number of final runs."""
+    return replace(config, seeds=seeds)
