@@ -62,7 +62,7 @@ def build(name: str) -> ResNet:
 
 def tapped(name: str) -> TappedNetwork:
     """Return a student as a run builds it."""
-    network = build(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = build(name).to(memory_format=torch.channels_last)
     return TappedNetwork(network, network_taps(network, NetworkConfig(name=name)), SHAPE)
 
 

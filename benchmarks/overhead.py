@@ -18,7 +18,7 @@ from typing import Any
 
 from ray import tune
 
-from dfkt import ArmConfig, Placement, StudyConfig, StudentTaps
+from dfkt import ArmConfig, Placement, StudentTaps, StudyConfig
 from dfkt.methods.dfkt import Dfkt
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore

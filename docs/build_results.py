@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ _MARKER = re.compile(r"<!-- (begin|end) (.*?) -->")
 _COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D1F")
 _OURS = "#D55E00"
 _DASHES = ("-", "--", ":")
-_LEVEL = {"color": "#555555", "linestyle": (0, (6, 4)), "linewidth": 1}
+_LEVEL: dict[str, Any] = {"color": "#555555", "linestyle": (0, (6, 4)), "linewidth": 1}
 
 
 def load_evidence(folder: Path) -> Evidence:
