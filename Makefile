@@ -33,7 +33,7 @@ bench: install
 	$(BIN)/python benchmarks/flow_step.py --steps 1 --repeats 1
 	$(BIN)/python benchmarks/store.py --trials 64
 	$(BIN)/python benchmarks/overhead.py --trials 6
-	$(BIN)/python benchmarks/weights.py --trials 4 --searches 1
+	$(BIN)/python benchmarks/weights.py --trials 4 --searches 1 --teacher-epochs 2
 
 clean:
 	rm -rf $(VENV) results

@@ -4,7 +4,7 @@ Runs the same number of Optuna trials, drawn as a study draws them, with either 
 digits with two fifths of
 the training images as val; no early stopping, one process. Prints the best val accuracy after every quarter of the trials.
 
-Command     python benchmarks/weights.py [--trials 24] [--searches 4]
+Command     python benchmarks/weights.py [--trials 24] [--searches 4] [--teacher-epochs 20]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLACEMENT = Placement(checkpoint_every=100)
 TAPS = StudentTaps(4, (0, 1, 2, 3))
 
 
-def search(weights: str, seed: int, trials: int, folder: str) -> list[float]:
+def search(base: RunConfig, weights: str, seed: int, trials: int, folder: str) -> list[float]:
     """Return the best val accuracy so far after each trial."""
     method = Dfkt(weights="pair" if weights == "pair" else "span")
     with warnings.catch_warnings():
@@ -46,7 +46,7 @@ def search(weights: str, seed: int, trials: int, folder: str) -> list[float]:
     for number in range(trials):
         trial = study.ask()
         reports: list[Payload] = []
-        run = replace(BASE, method=method.sample(Draw(trial), TAPS))
+        run = replace(base, method=method.sample(Draw(trial), TAPS))
         run_job(Job(run, PLACEMENT, f"{folder}/{weights}-{seed}-{number}", folder), reports.append)
         accuracy = reports[-1].get("val_accuracy")
         study.tell(trial, accuracy, state=None if accuracy is not None else optuna.trial.TrialState.FAIL)
@@ -58,15 +58,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--searches", type=int, default=4)
+    parser.add_argument("--teacher-epochs", type=float, default=20)
     arguments = parser.parse_args()
+    teacher = replace(BASE.teacher, train=replace(BASE.teacher.train, epochs=arguments.teacher_epochs))
+    base = replace(BASE, teacher=teacher)
     silence_optuna()
     with tempfile.TemporaryDirectory() as folder:
-        find_teacher(BASE.teacher, images_for(BASE.data, PLACEMENT), PLACEMENT, print, Storage(folder))
+        find_teacher(base.teacher, images_for(base.data, PLACEMENT), PLACEMENT, print, Storage(folder))
         marks = [round(arguments.trials * quarter / 4) for quarter in range(1, 5)]
         print(f"best val %, mean and standard deviation over {arguments.searches} searches, after so many trials:")
         print(f"{'weights':<10}" + "".join(f"{mark:>16}" for mark in marks))
         for weights in ("span", "pair"):
-            runs = [search(weights, seed, arguments.trials, folder) for seed in range(arguments.searches)]
+            runs = [search(base, weights, seed, arguments.trials, folder) for seed in range(arguments.searches)]
             cells = []
             for mark in marks:
                 values = [100 * run[mark - 1] for run in runs]
