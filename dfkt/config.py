@@ -22,6 +22,7 @@ from dfkt.errors import ConfigError
 T = TypeVar("T")
 
 KNOWN_SETS = ("cifar10", "cifar100", "mnist", "svhn", "digits")
+Crop = Literal["padded", "resized", "none"]
 RateSchedule = Literal["cosine", "step", "constant"]
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 AS_KEY = "as_key"
@@ -69,10 +70,13 @@ class DataConfig:
     """At most so many training images (stratified, chosen before ``val`` is held out)."""
     limit_test: int | None = None
     """At most so many test images."""
+    crop: Crop | None = None
+    """``padded``: zeros around the image, then a crop of its size; ``resized``: an area of 8 to 100 % and a side ratio of 3/4 to
+    4/3, resized (as networks for ImageNet are trained); ``none``; ``None`` takes ``resized`` above 64 pixels, else ``padded``."""
     padding: int | None = None
-    """Pixels of zero padding before the random crop; ``None`` takes the set's default."""
+    """Pixels of zero padding before a ``padded`` crop; ``None`` takes the set's default."""
     flip: bool | None = None
-    """Random horizontal flips; ``None`` takes the set's default."""
+    """Random horizontal flips; ``None`` takes the set's default: yes for CIFAR, no elsewhere. A mirrored letter is another one."""
 
     def __post_init__(self) -> None:
         check_rule(bool(self.name), "data name is not empty", name=self.name)
@@ -81,6 +85,9 @@ class DataConfig:
             value = getattr(self, name)
             check_rule(value is None or value >= 1, f"{name} >= 1", **{name: value})
         check_rule(self.padding is None or self.padding >= 0, "padding >= 0", padding=self.padding)
+        check_choice("crop", self.crop, (None, *typing.get_args(Crop)))
+        ok = self.padding is None or self.crop in (None, "padded")
+        check_rule(ok, "padding belongs to a padded crop", crop=self.crop, padding=self.padding)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dfkt.data.image_set import ImageSet, Split
+
+
+LEAST_AREA, SIDE_RATIO = 0.08, 4 / 3
+"""Smallest area, and largest ratio of width to height or back, of random areas: those networks for ImageNet are trained with."""
 
 
 def steps_per_epoch(data: ImageSet, batch_size: int) -> int:
@@ -36,8 +41,11 @@ def train_batches(
     size, labels = min(batch_size, len(data.padded)), data.padded.labels
     plan = [drawn.to(labels.device) for drawn in _draw_epoch(data, seed, epoch)]
     for step in range(start, steps_per_epoch(data, batch_size)):
-        chosen, top, left, flip = (drawn[step * size : (step + 1) * size][rank::world] for drawn in plan)
-        images = random_crops(data.padded.images, data.image_size, chosen, top, left)
+        chosen, top, left, flip, *box = (drawn[step * size : (step + 1) * size][rank::world] for drawn in plan)
+        if data.resized:
+            images = random_areas(data.padded.images.index_select(0, chosen), *box)
+        else:
+            images = random_crops(data.padded.images, data.image_size, chosen, top, left)
         if data.flip:
             images = random_flips(images, flip)
         yield data.normalise(images), labels[chosen]
@@ -73,17 +81,51 @@ def random_crops(padded: Tensor, image_size: tuple[int, int], chosen: Tensor, to
     return windows.index_select(0, starts.flatten()).view(-1, height, width, channels)
 
 
+def random_areas(images: Tensor, box: Tensor) -> Tensor:
+    """Cut an area out of each image and resize it to the image's size, all in one bilinear sampling.
+
+    Args:
+        images: ``[B, H, W, C]``, uint8.
+        box: ``[B, 4]``: height and width of the area and its upper left corner (top, left), in shares of the image.
+
+    Returns:
+        ``[B, H, W, C]``, float32 in 0..255, channels last.
+
+    Example:
+        >>> images = torch.arange(16, dtype=torch.uint8).reshape(1, 4, 4, 1)
+        >>> random_areas(images, torch.tensor([[1.0, 0.5, 0.0, 0.0]]))[0, :, :, 0][0]  # the left half of the first row
+        tensor([0.0000, 0.2500, 0.7500, 1.2500])
+    """
+    height, width, top, left = box.unbind(1)
+    zero = torch.zeros_like(top)
+    rows = (width, zero, 2 * left + width - 1), (zero, height, 2 * top + height - 1)
+    theta = torch.stack([torch.stack(row, 1) for row in rows], 1)
+    maps = images.permute(0, 3, 1, 2).float()
+    grid = F.affine_grid(theta, list(maps.shape), align_corners=False)
+    sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.permute(0, 2, 3, 1).contiguous()
+
+
 def random_flips(images: Tensor, flip: Tensor) -> Tensor:
     """Return ``[B, H, W, C]`` with those images mirrored, left to right, where ``flip`` (``[B]``, bool) says so."""
     both = torch.cat((images, images.flip(2)))
     return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * flip)
 
 
-def _draw_epoch(data: ImageSet, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw an epoch's order, crops (top, left) and flips, on the CPU, so that every device sees the same."""
+def _draw_epoch(data: ImageSet, seed: int, epoch: int) -> tuple[Tensor, ...]:
+    """Draw an epoch's order, crops (top, left), flips and areas, on the CPU, so that every device sees the same."""
     count = len(data.padded)
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
     draws = torch.Generator().manual_seed(int(state) >> 1)
     order = torch.randperm(count, generator=draws)
     tops, lefts = torch.randint(2 * data.padding + 1, (2, count), generator=draws)
-    return order, tops, lefts, torch.rand(count, generator=draws) < 0.5
+    flips = torch.rand(count, generator=draws) < 0.5
+    return order, tops, lefts, flips, *((_draw_areas(count, draws),) if data.resized else ())
+
+
+def _draw_areas(count: int, draws: torch.Generator) -> Tensor:
+    """Draw areas ``[count, 4]`` as :func:`random_areas` takes them; one that would stick out is cut to the image."""
+    area, ratio, down, right = torch.rand(4, count, generator=draws)
+    area, ratio = LEAST_AREA + (1 - LEAST_AREA) * area, SIDE_RATIO ** (2 * ratio - 1)
+    height, width = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)
+    return torch.stack([height, width, down * (1 - height), right * (1 - width)], 1)

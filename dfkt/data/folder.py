@@ -83,7 +83,7 @@ def read_folder(folder: Path, cache: Path, *, size: int | None = None) -> Source
         notes.append("no test/ folder: a fifth of train was split off as test")
     return Source(
         folder.resolve().name, classes, (train, _labels(listings["train"])), val, owns_test="test" in folders,
-        padding=max(1, train.shape[1] // 8), flip=True, notes=tuple(notes),
+        padding=max(1, train.shape[1] // 8), flip=False, notes=tuple(notes),
     )  # fmt: skip
 
 

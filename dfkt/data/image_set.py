@@ -56,6 +56,8 @@ class ImageSet:
     """``[C]``, as ``mean``."""
     padding: int
     flip: bool
+    resized: bool = False
+    """Whether training sees areas of random size, resized (:func:`dfkt.data.batches.random_areas`)."""
     notes: tuple[str, ...] = ()
     """What the user must be told."""
 

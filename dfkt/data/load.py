@@ -21,6 +21,8 @@ from dfkt.data.named import read_known, read_known_test
 from dfkt.data.source import Arrays, Source
 from dfkt.errors import DataError
 
+LARGE = 64
+"""Images of more pixels a side are cropped by random areas, not by a few pixels of padding."""
 TEST_FRACTION = 0.2
 TEST_SEED = 0
 """Where a set has no test split of its own; never a setting, so that one set has one test split."""
@@ -54,12 +56,15 @@ def load_data(config: DataConfig, root: str | os.PathLike[str]) -> ImageSet:
         val = _select(source.train, held, config.image_size)
     else:
         val = _select(source.val, torch.arange(len(_labels(source.val, classes))), config.image_size)
-    padding = source.padding if config.padding is None else config.padding
+    size = config.image_size or source.train[0].shape[1]
+    crop = config.crop or ("resized" if size > LARGE and config.padding is None else "padded")
+    padding = (source.padding if config.padding is None else config.padding) if crop == "padded" else 0
     padded = _select(source.train, kept, config.image_size, padding)
     mean, std = channel_moments(inside(padded.images, padding))
     return ImageSet(
         name=config.name, title=source.title, classes=classes, padded=padded, val=val, mean=mean, std=std,
-        padding=padding, flip=source.flip if config.flip is None else config.flip, notes=source.notes,
+        padding=padding, flip=source.flip if config.flip is None else config.flip, resized=crop == "resized",
+        notes=source.notes,
     )  # fmt: skip
 
 

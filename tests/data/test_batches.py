@@ -11,7 +11,7 @@ from conftest import synthetic_images, write_image
 from torch import Tensor
 
 from dfkt.config import DataConfig
-from dfkt.data.batches import eval_batches, random_crops, random_flips, steps_per_epoch, train_batches
+from dfkt.data.batches import eval_batches, random_areas, random_crops, random_flips, steps_per_epoch, train_batches
 from dfkt.data.image_set import ImageSet
 from dfkt.data.load import load_data
 
@@ -47,7 +47,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageSet]:
     return {
         "digits": load_data(DataConfig(limit_train=300), root),
         "digits, flipped": load_data(DataConfig(limit_train=300, padding=2, flip=True), root),
-        "zoo": load_data(DataConfig(name=zoo), root),
+        "zoo": load_data(DataConfig(name=zoo, flip=True), root),
         "zoo, plain": load_data(DataConfig(name=zoo, padding=0, flip=False), root),
     }
 
@@ -181,3 +181,54 @@ def test_eval_batches_are_the_whole_split_in_order(split: str) -> None:
     assert torch.equal(torch.cat([found for _, found in batches]), labels)
     expected = (images / 255 - data.mean) / data.std
     torch.testing.assert_close(torch.cat([found for found, _ in batches]), expected.permute(0, 3, 1, 2))
+
+
+def areas(*boxes: tuple[float, float, float, float]) -> Tensor:
+    return torch.tensor(boxes, dtype=torch.float32)
+
+
+def test_the_area_of_a_whole_image_is_the_image():
+    images = toy(4).train.images.contiguous()
+    assert torch.allclose(random_areas(images, areas(*[(1, 1, 0, 0)] * 4)), images.float(), atol=1e-3)
+
+
+def test_an_area_holds_what_lies_in_it_alone():
+    images = torch.zeros(2, 8, 8, 1, dtype=torch.uint8)
+    images[:, 4:, :, :] = 200
+    upper, lower = random_areas(images, areas((0.25, 0.5, 0.0, 0.3), (0.25, 0.5, 0.7, 0.3)))
+
+    assert upper.max() == 0
+    assert lower.min() == 200
+
+
+def test_areas_keep_size_order_and_colours():
+    images = torch.arange(1, 7, dtype=torch.uint8).view(2, 1, 1, 3).expand(2, 9, 7, 3).contiguous()
+    cut = random_areas(images, areas((0.5, 0.4, 0.2, 0.1), (0.3, 0.9, 0.6, 0.0)))
+
+    assert torch.allclose(cut, images.float())
+
+
+def test_large_images_are_cropped_by_random_areas_and_small_ones_by_padding(tmp_path):
+    for size in (64, 65):
+        for name in ("a", "b"):
+            for k in range(4):
+                write_image(tmp_path / str(size) / name / f"{k}.png", (size, size), seed=k)
+    small, large = (load_data(DataConfig(name=str(tmp_path / str(size))), tmp_path) for size in (64, 65))
+
+    assert (small.resized, small.padding) == (False, 8)
+    assert (large.resized, large.padding) == (True, 0)
+    assert not load_data(DataConfig(name=str(tmp_path / "65"), padding=4), tmp_path).resized
+    assert load_data(DataConfig(name=str(tmp_path / "64"), crop="resized"), tmp_path).resized
+    none = load_data(DataConfig(name=str(tmp_path / "65"), crop="none"), tmp_path)
+    assert (none.resized, none.padding) == (False, 0)
+
+
+def test_random_areas_of_workers_are_those_of_one():
+    data = dataclasses.replace(toy(24, padding=0), resized=True)
+    whole = next(train_batches(data, 12, seed=1, epoch=2))[0]
+    shares = [next(train_batches(data, 12, seed=1, epoch=2, rank=rank, world=2))[0] for rank in (0, 1)]
+
+    assert whole.shape == (12, 3, 6, 6)
+    assert torch.equal(whole[0::2], shares[0])
+    assert torch.equal(whole[1::2], shares[1])
+    assert not torch.equal(whole, next(train_batches(data, 12, seed=1, epoch=3))[0])

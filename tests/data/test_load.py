@@ -165,7 +165,7 @@ def shapes(tmp_path: Path) -> Path:
 def test_a_folder_without_test_gives_a_fifth_and_says_so(shapes: Path, tmp_path: Path) -> None:
     data, test = load_both(DataConfig(name=str(shapes)), tmp_path)
     assert (len(data.train), len(data.val), len(test)) == (14, 2, 4)
-    assert (data.title, data.padding, data.flip) == ("shapes", 2, True)
+    assert (data.title, data.padding, data.flip) == ("shapes", 2, False)
     assert any("no test/ folder" in note for note in data.notes)
     reds = [split.images[split.labels == 0, 0, 0, 0] for split in (data.train, data.val, test)]
     assert torch.cat(reds).unique().tolist() == list(range(10))
