@@ -5,7 +5,7 @@ Data        --data cifar10,cifar100,svhn,mnist (downloaded by torchvision), or f
 Networks    --pairs TEACHER:STUDENT, several separated by commas
 Arms        scratch, kd, fitnets, attention, layerwise-hint, similarity, dkd, fsp, dfkt: each searched with --trials trials on
             val, trained again with --seeds seeds, then tested once. --ablations adds the searched dfkt with one change at a
-            time; --same-size a student as large as its teacher with a third of the teacher's steps after the flow stages (Yim et al.)
+            time; --same-size a student as large as its teacher, in a third of the teacher's steps after the flow stages
 Budget      164 epochs, 20 trials of each method, 5 seeds: that of Yim et al., for GPUs
 Command     python studies/compare.py --data cifar10,cifar100 --pairs resnet26:resnet8,resnet32:resnet14 --ablations --same-size
 Smaller     --smoke (digits, a minute or two on two cores); --trials, --epochs, --limit-train, --methods
@@ -19,13 +19,24 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from dfkt import METHODS, ArmConfig, NetworkConfig, StudyConfig, TeacherConfig, TrainConfig, ablations, find_method
+from dfkt import (
+    METHODS,
+    ArmConfig,
+    NetworkConfig,
+    Space,
+    StudyConfig,
+    TeacherConfig,
+    TrainConfig,
+    ablations,
+    find_method,
+)
 from dfkt.analysis.figures import read_figures, save_figures
 from dfkt.cli.main import guarded
-from dfkt.cli.options import split_names, updated, with_choices
-from dfkt.cli.study import add_common, add_search, narrowed, run_all
+from dfkt.cli.options import as_name, data_name, split_names, updated, with_choices
+from dfkt.cli.settings import add_search
+from dfkt.cli.study import add_common, narrowed, run_all
+from dfkt.config import check_rule
 from dfkt.errors import ConfigError
 from dfkt.methods.dfkt import Dfkt
 from dfkt.methods.scratch import Scratch
@@ -40,14 +51,17 @@ BASE = StudyConfig(
     early_stopping=False,  # all methods have the same number of trials of the same length
 )
 DATA, PAIRS, TRIALS = "cifar10", "resnet26:resnet8", 20
-SMOKE = {"data": "digits", "epochs": 3, "teacher_epochs": 3, "limit_train": 600, "batch_size": 32, "trials": 1, "seeds": 2}
+SMOKE = {"data": "digits", "epochs": 3, "teacher_epochs": 3, "limit_train": 600, "limit_test": 600}
+SMOKE |= {"batch_size": 32, "trials": 1, "seeds": 2}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the studies that the switches name, in one queue; return the exit code of ``python -m dfkt``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("comparison")
-    group.add_argument("--name", default="compare", help="folder of its studies; the same name again resumes or extends them")
+    group.add_argument(
+        "--name", default="compare", help="folder of its studies; the same name again resumes or extends them"
+    )
     group.add_argument("--pairs", help=f"TEACHER:STUDENT, separated by commas (default: {PAIRS})")
     group.add_argument(
         "--methods", help=f"separated by commas, package.module:Class among them (default: {','.join(METHODS)})"
@@ -59,8 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="also a student as large as the teacher, in a third and two thirds of --teacher-epochs",
     )
-    group.add_argument("--export", help="write the result's figures, a few small Parquet files, into this folder as well")
-    add_search(group)
+    group.add_argument(
+        "--export", help="write the result's figures, a few small Parquet files, into this folder as well"
+    )
+    add_search(group, "dfkt")
     add_common(parser, group)
     arguments = parser.parse_args(argv)
     return guarded(lambda: compare(arguments))
@@ -89,14 +105,15 @@ def studies(a: argparse.Namespace) -> Iterator[StudyConfig]:
     if a.teacher or a.student:
         raise ConfigError("`--pairs TEACHER:STUDENT` names the networks here, but got --teacher or --student.")
     pairs = [split_network_pair(pair) for pair in split_names(PAIRS if a.pairs is None else a.pairs) or ()]
+    sets = split_names(DATA if a.data is None else a.data) or ()
+    check_rule(bool(pairs and sets), "a comparison has images and a pair of networks", data=a.data, pairs=a.pairs)
     base = updated(BASE, seeds=a.seeds, search_seed=a.search_seed, max_failures=a.max_failures)
-    for data in split_names(DATA if a.data is None else a.data) or ():
+    for data in sets:
         for k, (teacher, student) in enumerate(pairs):
             chosen = argparse.Namespace(**vars(a) | {"data": data, "teacher": teacher, "student": student})
             study = with_choices(base, chosen)
-            where = f"{Path(study.data.name).name}-{teacher}".replace(":", "_")
-            name = f"{where}-{student}".replace(":", "_")
-            yield replace(study, name=name, arms=tuple(arms(a)))
+            where = as_name(f"{data_name(data)}-{teacher}")
+            yield replace(study, name=as_name(f"{where}-{student}"), arms=tuple(arms(a)))
             if a.same_size and teacher not in dict(pairs[:k]):
                 same = replace(study, student=study.teacher.network)
                 yield replace(same, name=f"{where}-same-size", arms=tuple(same_size(same.teacher.train.epochs)))
@@ -108,15 +125,23 @@ def arms(a: argparse.Namespace) -> Iterator[ArmConfig]:
     found: dict[str, ArmConfig] = {}
     for name in METHODS if a.methods is None else split_names(a.methods) or ():
         kind = find_method(name)
-        arm = ArmConfig(name=kind.name, method=kind(), trials=trials)
-        found[arm.name] = narrowed(arm, (), a.search) if kind is Dfkt else arm
+        check_rule(kind.name not in found, "methods have different names", methods=a.methods)
+        found[kind.name] = ArmConfig(name=kind.name, method=kind(), trials=trials)
+    if "dfkt" not in found and (a.ablations or a.search):
+        raise ConfigError("`--ablations` and `--search` are about dfkt, but --methods leave it out. Add dfkt to them.")
+    if "dfkt" in found:
+        found["dfkt"] = narrowed(found["dfkt"], (), a.search)
     yield from found.values()
     if a.ablations:
-        if "dfkt" not in found:
-            raise ConfigError("`--ablations` change the searched dfkt, but --methods leave it out. Add dfkt to them.")
         yield from ablations(found["dfkt"])
         if trials:
-            yield replace(found["dfkt"], name="dfkt-pair-weights", method=Dfkt(weights="pair"))
+            yield pair_weights(found["dfkt"])
+
+
+def pair_weights(arm: ArmConfig) -> ArmConfig:
+    """Return the search of dfkt with one weight per flow pair instead of one per span."""
+    space = {name: given for name, given in arm.space.changes.items() if not name.startswith("weight_span_")}
+    return replace(arm, name="dfkt-pair-weights", method=Dfkt(weights="pair"), space=Space(space))
 
 
 def same_size(steps: float) -> Iterator[ArmConfig]:

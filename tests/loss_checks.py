@@ -153,12 +153,12 @@ ANY = (
 every_loss = pytest.mark.parametrize("holds", ANY, ids=lambda check: check.__name__)
 every_map_loss = pytest.mark.parametrize(
     "holds",
-    (
+    [
         *ANY,
         channels_last_and_contiguous_maps_give_the_same_loss,
         a_teacher_on_a_larger_grid_may_have_run_in_inference_mode,
         batches_that_differ_are_refused,
         two_silent_networks_have_no_loss_and_no_gradient,
-    ),
+    ],
     ids=lambda check: check.__name__,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +14,12 @@ from dfkt.cli.options import (
     add_data,
     add_device,
     add_networks,
-    add_settings,
     add_training,
     read_placement,
     updated,
     with_choices,
-    with_settings,
 )
+from dfkt.cli.settings import add_settings, with_settings
 from dfkt.config import Placement, from_dict, to_dict
 from dfkt.errors import StudyError
 from dfkt.methods.registry import METHODS, find_method
@@ -78,24 +78,36 @@ def find_trial(text: str) -> RunConfig:
     Raises:
         StudyError: If there is no such study, arm or trial, or none is complete.
     """
-    folder, _, tail = text.rpartition(":")
-    number = int(tail) if folder and tail.isdecimal() else None
-    folder = text if number is None else folder
-    arm = None
-    if not Storage(folder).exists("study.json") and ":" in folder.rpartition("/")[2]:
-        folder, _, arm = folder.rpartition(":")
+    folder, arm, number = split_trial(text)
     study = read_study(folder)
-    arms = {entry["name"]: entry for entry in study.meta["config"]["arms"] if arm in (None, entry["name"])}
-    trials = study.trials[study.trials.arm.isin(list(arms))]
+    arms = {entry["name"]: entry for entry in study.meta["config"]["arms"]}
+    if arm not in (None, *arms):
+        raise StudyError(f"Study {study.name} has the arms {', '.join(arms)}, but {text!r} names {arm}.")
+    trials = study.trials if arm is None else study.trials[study.trials.arm == arm]
     rows = best_trials(trials, 1) if number is None else trials[trials.number == number]
-    if len(rows) != 1:
-        what = "complete trial" if number is None else f"trial {number}"
-        found = f"has no {what}" if rows.empty else f"has a {what} in several arms: {', '.join(rows.arm)}"
-        raise StudyError(f"Study {study.name} {found}{f' of arm {arm}' if arm else ''}. Name it FOLDER:ARM:NUMBER.")
+    if rows.empty:
+        what, of = "complete trial" if number is None else f"trial {number}", "" if arm is None else f" of arm {arm}"
+        have = ", ".join(f"{name} has {count}" for name, count in study.trials.groupby("arm").size().items())
+        raise StudyError(f"Study {study.name} has no {what}{of}. Of its arms, {have or 'none'} has any trials.")
+    if len(rows) > 1:
+        raise StudyError(
+            f"Study {study.name} has a trial {number} in {', '.join(rows.arm)}. Name it FOLDER:ARM:NUMBER."
+        )
     row = rows.iloc[0]
     shared = {name: study.meta["config"][name] for name in ("data", "teacher", "student", "train")}
     config = from_dict(RunConfig, shared | {"method": row_settings(row)})
     return replace(config, train=updated(config.train, epochs=arms[row.arm]["epochs"]))
+
+
+def split_trial(text: str) -> tuple[str, str | None, int | None]:
+    """Return folder, arm and number of ``FOLDER[:ARM][:NUMBER]``; the folder may be a URI."""
+    arm = number = None
+    folder, _, tail = text.rpartition(":")
+    if folder and tail.isdecimal():
+        text, number = folder, int(tail)
+    if ":" in text.rpartition("/")[2] and not Storage(text).exists("study.json"):
+        text, _, arm = text.rpartition(":")
+    return text, arm, number
 
 
 def run_distill(config: RunConfig, placement: Placement, out: str, log: Log) -> Payload:
@@ -115,21 +127,23 @@ def run_distill(config: RunConfig, placement: Placement, out: str, log: Log) -> 
     """
     storage = Storage(out)
     _check_free(config, storage)
-    storage.check_writable()
     with storage.lock():
+        _check_free(config, storage)  # another process may have begun between the two
         data = images_for(config.data, placement)
-        method, schedule = config.method, check_run(config, data)
+        schedule = check_run(config, data)
+        storage.check_writable()
         _claim(config, storage)
         for note in data.notes:
             log(f"note: {note}")
         log("\n".join(stage.describe() for stage in schedule))
-        if method.taught:
+        if config.method.taught:
             find_teacher(config.teacher, data, placement, log, storage)
         payload = _train(Job(config, placement, storage.path, storage.path, test=True), storage)
     if "failure" in payload:
         log(f"failed: {payload['failure']}")
     else:
-        log(f"{method.name}: val {100 * payload['val_accuracy']:.2f} %, test {100 * payload['test_accuracy']:.2f} %")
+        val, test = (100 * payload[f"{split}_accuracy"] for split in ("val", "test"))
+        log(f"{config.method.name}: val {val:.2f} %, test {test:.2f} %")
         log(f"student: {storage.path}/{STUDENT_FILE}, a state dict of {config.student.name}; result: {RESULT_FILE}")
     return payload
 
@@ -162,10 +176,18 @@ def _check_free(config: RunConfig, storage: Storage) -> None:
     """Refuse a folder that holds another run, or files of such names that no run wrote."""
     stored = storage.read(ABOUT_FILE)
     if stored is not None:
-        if json.loads(stored)["key"] != config.key:
+        if _key_in(stored) != config.key:
             raise StudyError(f"Folder {storage.path} holds another run. Take another --out.")
     elif foreign := [name for name in OWN_FILES if storage.exists(name)]:
         raise StudyError(f"Folder {storage.path} holds {', '.join(foreign)}, but no {ABOUT_FILE}. Take another --out.")
+
+
+def _key_in(about: bytes) -> Any:
+    """Return the key that a run's description has; ``None`` if it is no run's description."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(about)
+        return found.get("key") if isinstance(found, dict) else None
+    return None
 
 
 def _claim(config: RunConfig, storage: Storage) -> None:

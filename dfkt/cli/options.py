@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import typing
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ from dfkt.config import (
     Precision,
     TeacherConfig,
     TrainConfig,
-    build,
-    check_rule,
-    to_dict,
+    check_choice,
 )
 from dfkt.errors import ConfigError
-from dfkt.methods.base import Method
-from dfkt.methods.space import Range, Space
+
+if typing.TYPE_CHECKING:
+    from dfkt.study.driver import Workers
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -47,32 +45,25 @@ def add_networks(parser: argparse.ArgumentParser, *, student: bool = True) -> No
         group.add_argument(f"--{role}-width", type=float, help=f"multiplies the {role} ResNet's channels")
         group.add_argument(f"--{role}-taps", help="module paths of its taps, bottom to top, separated by commas")
     group.add_argument("--teacher-checkpoint", help="a state dict to use instead of training a teacher")
-    group.add_argument("--teacher-epochs", type=float, help="epochs of the teacher's training")
+    if student:
+        group.add_argument("--teacher-epochs", type=float, help="epochs of the teacher's training")
     group.add_argument("--teacher-root", help="where trained teachers are kept (default: ~/.cache/dfkt/teachers)")
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add the switches of training."""
+def add_training(parser: argparse.ArgumentParser, *, student: bool = True) -> None:
+    """Add the switches of training; without a student, those that a teacher's training has."""
     group = parser.add_argument_group("training")
-    group.add_argument(
-        "--epochs", type=float, help="of a student's whole run, flow stages counted in (default: the script's, or 60)"
-    )
+    if not student:
+        group.add_argument(
+            "--epochs", "--teacher-epochs", type=float, dest="teacher_epochs", help="of its training (default: 60)"
+        )
     group.add_argument("--batch-size", type=int, help="images per step, over all workers together (default: 128)")
     group.add_argument("--precision", choices=typing.get_args(Precision), help="of the networks (default: auto)")
-    group.add_argument(
-        "--clip-norm", type=float, help="clip the gradient's norm in stages without a limit of their own"
-    )
-    group.add_argument(
-        "--no-sync-batch-norm", action="store_true", help="several workers normalise each by its own share of a batch"
-    )
-
-
-def add_settings(parser: argparse._ActionsContainer, what: str) -> None:
-    """Add the switch that sets fields of a method."""
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", dest="settings",
-        help=f"settings of {what}, such as rate=0.05 rounds=2 pattern=dense-2 (docs/methods.md lists them)",
-    )  # fmt: skip
+    if student:
+        group.add_argument("--epochs", type=float, help="of a student's whole run, flow stages counted in")
+        group.add_argument(
+            "--clip-norm", type=float, help="clip the gradient's norm in stages without a limit of their own"
+        )
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
@@ -83,16 +74,21 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--gpus-per-worker", type=float, help="GPUs of a worker; a fraction shares one (default: 1 if there are any)"
     )
+    group.add_argument(
+        "--no-sync-batch-norm", action="store_true", help="several workers normalise each by its own share of a batch"
+    )
     group.add_argument("--checkpoint-every", type=int, help="epochs between checkpoints (default: 1)")
     group.add_argument("--address", help="Ray cluster to use (default: RAY_ADDRESS, or this machine)")
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse.ArgumentParser, *, student: bool = True) -> None:
     """Add the switches that say what a command's own process runs on."""
     group = parser.add_argument_group("hardware")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    group.add_argument("--threads", type=int, help="CPU threads (default: 1, as in a study)")
-    group.add_argument("--checkpoint-every", type=int, help="epochs between checkpoints (default: 1)")
+    threads = "1 for a student, as in a study" if student else "all, as in a study"
+    group.add_argument("--threads", type=int, help=f"CPU threads (default: {threads})")
+    if student:
+        group.add_argument("--checkpoint-every", type=int, help="epochs between checkpoints (default: 1)")
 
 
 def updated(config: Any, **values: Any) -> Any:
@@ -110,7 +106,25 @@ def absolute_path(path: str | None) -> str | None:
     """Return a path that means the same in every process on this machine; workers have working directories of their own."""
     if path == "":
         raise ConfigError("A path must not be empty.")
-    return None if path is None else str(Path(path).expanduser().absolute())
+    if path is None:
+        return None
+    found = Path(path).expanduser().absolute()
+    return str(found.resolve() if ".." in found.parts else found)  # a folder counts by its name, which `..` is not
+
+
+def as_name(text: str) -> str:
+    """Return a text as a part of a study's name: what such a name cannot hold becomes ``_``.
+
+    Example:
+        >>> as_name("my images-torchvision:resnet18")
+        'my_images-torchvision_resnet18'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text)
+
+
+def data_name(text: str) -> str:
+    """Return what stands for ``--data`` in a study's name: an image set's name, or that of a folder."""
+    return as_name(text if text in KNOWN_SETS else Path(absolute_path(text) or "").name)
 
 
 def with_data(config: DataConfig, a: argparse.Namespace) -> DataConfig:
@@ -147,7 +161,7 @@ def with_train(config: TrainConfig, a: argparse.Namespace) -> TrainConfig:
         batch_size=a.batch_size,
         precision=a.precision,
         clip_norm=a.clip_norm,
-        sync_batch_norm=False if a.no_sync_batch_norm else None,
+        sync_batch_norm=False if getattr(a, "no_sync_batch_norm", False) else None,
     )
     return typing.cast(TrainConfig, changed)
 
@@ -164,109 +178,37 @@ def with_choices(config: Any, a: argparse.Namespace) -> Any:
 
 
 def read_placement(a: argparse.Namespace) -> Placement:
-    """Return where things lie."""
+    """Return where things lie, and what a command that needs no cluster runs on; a study's runs are told by their driver."""
     placed = updated(
         Placement(),
         data_root=absolute_path(a.data_root),
         teacher_root=absolute_path(a.teacher_root),
-        checkpoint_every=a.checkpoint_every,
+        checkpoint_every=getattr(a, "checkpoint_every", None),
     )
     if hasattr(a, "device"):
-        placed = updated(placed, device=a.device or _own_device(), threads=a.threads)
+        placed = updated(placed, device=read_device(a.device), threads=a.threads)
     return typing.cast(Placement, placed)
 
 
-def _own_device() -> str:
-    """Return what a command that needs no cluster runs on; a study's runs are told by their driver."""
+def read_device(text: str | None) -> str:
+    """Return the device that was asked for, or a GPU if there is one.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    count = torch.cuda.device_count()
+    known = ("cpu", "cuda", *(f"cuda:{k}" for k in range(count))) if count else ("cpu",)
+    if text is None:
+        return "cuda" if count else "cpu"
+    check_choice("device", text, known)
+    return text
 
 
-def read_workers(a: argparse.Namespace) -> Any:
+def read_workers(a: argparse.Namespace) -> Workers:
     """Return what one run spans."""
     from dfkt.study.driver import Workers
 
-    for name in ("workers_per_run", "cpus_per_worker", "gpus_per_worker"):
-        value = getattr(a, name)
-        ok = value is None or value > 0 or (name == "gpus_per_worker" and value == 0)
-        check_rule(ok, f"{name} > 0", **{name: value})
-    return Workers(count=a.workers_per_run or 1, cpus=a.cpus_per_worker or 1, gpus=a.gpus_per_worker)
-
-
-def with_settings(method: Method, given: Iterable[str]) -> Method:
-    """Return a method with settings given as ``NAME=VALUE``.
-
-    Raises:
-        ConfigError: If there is no such setting, or a value does not fit it.
-    """
-    return with_values(method, dict(parse_setting(type(method), text) for text in given))
-
-
-def with_values(method: Method, values: dict[str, Any]) -> Method:
-    """Return a method with some settings changed, their values as JSON has them."""
-    settings = {name: value for name, value in to_dict(method).items() if name != "name"}
-    return build(type(method), settings | values)
-
-
-def parse_setting(kind: type[Method], text: str) -> tuple[str, Any]:
-    """Return name and value of one of a method's settings.
-
-    Raises:
-        ConfigError: If there is no such setting, or the value is of another type.
-
-    Example:
-        >>> from dfkt.methods.dfkt import Dfkt
-        >>> parse_setting(Dfkt, "rounds=2"), parse_setting(Dfkt, "pattern=dense-2"), parse_setting(Dfkt, "freeze_below=true")
-        (('rounds', 2), ('pattern', 'dense-2'), ('freeze_below', True))
-    """
-    name, equals, value = text.partition("=")
-    hints = typing.get_type_hints(kind)
-    known = [f.name for f in fields(kind)]
-    if not equals or name not in known:
-        raise ConfigError(f"Settings of {kind.name} are given as NAME=VALUE with {', '.join(known)}; but got {text!r}.")
-    if hints[name] is str or typing.get_origin(hints[name]) is typing.Literal:
-        return name, value
-    try:
-        parsed = json.loads({"none": "null"}.get(value.lower(), value.lower()))
-    except ValueError:
-        parsed = value
-    wanted = {bool: bool, int: int}.get(hints[name], object)
-    numeric = hints[name] in (float, int)
-    ok = isinstance(parsed, wanted) and (not numeric or (isinstance(parsed, (int, float)) and parsed is not True))
-    if not ok or isinstance(parsed, str) or (hints[name] is not bool and isinstance(parsed, bool)):
-        raise ConfigError(f"`{name}` of {kind.name} must be {hints[name]}, but got {value!r}.")
-    return name, float(parsed) if hints[name] is float else parsed
-
-
-def parse_space(given: Iterable[str]) -> Space:
-    """Return what is searched otherwise: ``NAME=LOW..HIGH``, ``NAME=log:LOW..HIGH`` or ``NAME=A,B,C``.
-
-    Example:
-        >>> parse_space(["rounds=1", "flow_rate=log:0.05..0.2"]).changes
-        {'rounds': (1,), 'flow_rate': Range(low=0.05, high=0.2, log=True)}
-    """
-    return Space(dict(_parse_narrowed(text) for text in given))
-
-
-def _parse_narrowed(text: str) -> tuple[str, Range | tuple[Any, ...]]:
-    name, equals, value = text.partition("=")
-    if not equals or not value:
-        raise ConfigError(
-            f"A search is narrowed by NAME=LOW..HIGH, NAME=log:LOW..HIGH or NAME=A,B,…; but got {text!r}."
-        )
-    low, dots, high = value.removeprefix("log:").partition("..")
-    if not dots:
-        return name, tuple(_value(word) for word in value.split(","))
-    try:
-        return name, Range(float(low), float(high), log=value.startswith("log:"))
-    except ValueError as error:
-        raise ConfigError(f"A range is LOW..HIGH in numbers, but got {text!r}.") from error
-
-
-def _value(word: str) -> Any:
-    """Return a number, a truth value, or the word itself."""
-    try:
-        return json.loads(word.lower())
-    except ValueError:
-        return word.strip()
+    given = {"count": a.workers_per_run, "cpus": a.cpus_per_worker, "gpus": a.gpus_per_worker}
+    return typing.cast("Workers", updated(Workers(), **given))

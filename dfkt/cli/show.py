@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dfkt.cli.main import say
+from dfkt.config import check_rule
 
 HELP = "print the tables of a study, or of a folder of studies"
 
@@ -21,5 +22,6 @@ def run(a: argparse.Namespace) -> int:
     """Print."""
     from dfkt.analysis.pages import folder_page
 
+    check_rule(a.best is None or a.best >= 1, "best >= 1", best=a.best)
     say(folder_page(a.study, a.best))
     return 0

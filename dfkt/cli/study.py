@@ -5,25 +5,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkt.cli.main import EXIT_FAILED, EXIT_INTERRUPTED, guarded, say
 from dfkt.cli.options import (
     add_data,
     add_networks,
-    add_settings,
     add_training,
     add_workers,
-    parse_setting,
-    parse_space,
+    data_name,
     read_placement,
     read_workers,
     split_names,
     updated,
     with_choices,
-    with_settings,
 )
+from dfkt.cli.settings import add_search, add_settings, parse_setting, parse_space, with_settings
 from dfkt.errors import ConfigError
 from dfkt.methods.base import Method
 from dfkt.methods.registry import METHODS, find_method
@@ -51,14 +48,6 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     add_settings(group, "the searched method, which are then not searched")
     add_search(group)
     add_common(parser, group)
-
-
-def add_search(parser: argparse._ActionsContainer) -> None:
-    """Add the switch that narrows what is searched."""
-    parser.add_argument(
-        "--search", nargs="+", default=[], metavar="NAME=RANGE",
-        help="search otherwise than the method does: rate=0.05..0.2, flow_rate=log:0.01..0.1, pattern=dense-2,dense-3",
-    )  # fmt: skip
 
 
 def add_common(parser: argparse.ArgumentParser, group: argparse._ActionsContainer) -> None:
@@ -99,13 +88,15 @@ def run_all(configs: Sequence[StudyConfig], results: str, a: argparse.Namespace)
     outcome = run_studies(
         configs, results, placement=read_placement(a), workers=read_workers(a), address=a.address, log=say
     )
-    shown = outcome.folders[0] if len(configs) == 1 else results
+    single = len(configs) == 1
+    shown = outcome.folders[0] if single else results
     if outcome.interrupted:
         say(f"interrupted; what was finished is kept in {shown}, and the same command goes on from there")
         return EXIT_INTERRUPTED
     say(f"\n{folder_page(shown)}\n")
-    say(f"everything is in {shown}: study.json, trials/, epochs/, finals/ (Parquet), optuna.journal, students/")
-    say(f"look further: python -m dfkt show {shown}; notebooks/study.ipynb; optuna-dashboard {shown}/optuna.journal")
+    files = "study.json, trials/, epochs/, finals/ (Parquet), optuna.journal, students/"
+    say(f"everything is in {shown}{'' if single else ', a folder for each study'}: {files}")
+    say(f"look further: python -m dfkt show {shown}; notebooks/study.ipynb; optuna-dashboard FOLDER/optuna.journal")
     return EXIT_FAILED if outcome.failures else 0
 
 
@@ -114,7 +105,7 @@ def study_config(config: StudyConfig, a: argparse.Namespace) -> StudyConfig:
     if a.smoke:
         config = _smoke(config)
     if a.name is None and a.data and a.data != config.data.name:  # other images make another study
-        config = replace(config, name=f"{config.name}-{Path(a.data).name}")
+        config = replace(config, name=f"{config.name}-{data_name(a.data)}")
     config = with_choices(config, a)
     changed: StudyConfig = updated(
         replace(config, arms=tuple(_arms(config, a))),
@@ -146,7 +137,8 @@ def _arms(config: StudyConfig, a: argparse.Namespace) -> Iterable[ArmConfig]:
     others = [arm for arm in config.arms if arm not in searched]
     if a.method is not None:
         kind = find_method(a.method)
-        searched = [ArmConfig(name=kind.name, method=kind(), trials=searched[-1].trials)]
+        kept = [arm for arm in searched if type(arm.method) is kind]
+        searched = kept or [ArmConfig(name=kind.name, method=kind(), trials=searched[-1].trials)]
         others = [arm for arm in others if arm.name != kind.name]
     if a.baselines is not None:
         others = [ArmConfig(name=kind.name, method=kind()) for kind in map(find_method, split_names(a.baselines) or ())]
@@ -156,11 +148,20 @@ def _arms(config: StudyConfig, a: argparse.Namespace) -> Iterable[ArmConfig]:
 
 
 def narrowed(arm: ArmConfig, settings: Sequence[str], search: Sequence[str]) -> ArmConfig:
-    """Return an arm whose method has some settings fixed and some searched otherwise."""
+    """Return an arm whose method has some settings fixed and some searched otherwise.
+
+    Raises:
+        ConfigError: If a setting is unknown or does not fit, is both fixed and searched, or nothing is searched.
+    """
     method = with_settings(arm.method, settings)
     fixed = dict(parse_setting(type(method), text) for text in settings)
+    wanted = parse_space(search).changes
+    if wanted and not arm.trials:
+        raise ConfigError(f"`--search` says what trials draw, but {arm.name} has none. Give --trials, or --set.")
+    if both := sorted(wanted.keys() & fixed.keys()):
+        raise ConfigError(f"A setting is fixed by --set or searched by --search, but {', '.join(both)} is both.")
     space = dict(arm.space.changes) | {name: (value,) for name, value in fixed.items() if _is_drawn(method, name)}
-    return replace(arm, method=method, space=Space(space | dict(parse_space(search).changes)))
+    return replace(arm, method=method, space=Space({**space, **wanted}))
 
 
 def _is_drawn(method: Method, name: str) -> bool:

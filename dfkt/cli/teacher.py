@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from dfkt.cli.main import say
 from dfkt.cli.options import add_data, add_device, add_networks, add_training, read_placement, with_data, with_teacher
@@ -16,17 +15,19 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     """Add the command's switches."""
     add_data(parser)
     add_networks(parser, student=False)
-    add_training(parser)
-    add_device(parser)
+    add_training(parser, student=False)
+    add_device(parser, student=False)
 
 
 def run(a: argparse.Namespace) -> int:
     """Train or find."""
+    import torch
+
     from dfkt.training.run import images_for
     from dfkt.training.teacher import find_teacher
 
     config, placement = with_teacher(TeacherConfig(), a), read_placement(a)
-    if a.epochs is not None:
-        config = replace(config, train=replace(config.train, epochs=a.epochs))
+    if a.threads is not None:
+        torch.set_num_threads(placement.threads)
     find_teacher(config, images_for(with_data(DataConfig(), a), placement), placement, say)
     return 0

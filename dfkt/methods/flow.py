@@ -145,8 +145,8 @@ class FlowLoss:
         matrices = _fsp(student_lowers, student_uppers)
         if self.norm == "unit":
             ours, theirs = (grid.block_sums(m.square()) for m in (matrices, target))
-            products = grid.block_sums(matrices * target)
-            cosines = products / _or_infinite(ours).sqrt() / _or_infinite(theirs).sqrt()  # rsqrt overflows in its gradient
+            products = grid.block_sums(matrices * target)  # divided by roots: the gradient of rsqrt would overflow
+            cosines = products / _or_infinite(ours).sqrt() / _or_infinite(theirs).sqrt()
             distances = (ours != 0).to(ours) + (theirs != 0).to(ours) - 2 * cosines
         else:
             distances = grid.block_sums((matrices - target).square())

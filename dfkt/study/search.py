@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from dfkt.config import config_key
 from dfkt.methods.base import Method, Params
-from dfkt.methods.space import Draw
+from dfkt.methods.space import Draw, Range, Space
 from dfkt.networks.taps import StudentTaps
 from dfkt.store.files import Storage
 from dfkt.store.rows import trial_params
@@ -90,7 +90,7 @@ class ArmSearch:
             trial = self.optuna.ask()
         self.asked[trial.number] = trial
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a start outside what the study searches is drawn anew
+            warnings.simplefilter("ignore")  # settings outside the method's own range are a start too
             return trial.number, *self.draw(trial)
 
     def draw(self, trial: Any) -> tuple[Method, Params]:
@@ -111,11 +111,10 @@ class ArmSearch:
         self.optuna.tell(number, value, state=STATES[state], skip_if_finished=True)
 
     def _starts(self) -> list[Params]:
-        """Return what is tried before anything is sampled; what the study fixes is left out."""
-        fixed = {name for name, given in self.arm.space.changes.items() if isinstance(given, tuple)}
+        """Return what is tried before anything is sampled; what is not in the study's space is left to be drawn."""
         seen: list[Params] = []
         for params in self.arm.method.starts(self.taps):
-            start = {name: value for name, value in params.items() if name not in fixed}
+            start = {name: value for name, value in params.items() if _allows(self.arm.space, name, value)}
             if start not in seen:
                 seen.append(start)
         return seen
@@ -131,12 +130,15 @@ class ArmSearch:
                 self.optuna.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
                 continue
             sample = optuna.trial.FixedTrial(trial_params(row), number)
-            self.draw(sample)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as when it was asked for
+                self.draw(sample)
+            kinds = {n: kind for n, kind in sample.distributions.items() if _is_within(sample.params[n], kind)}
             state = STATES.get(row["state"], TrialState.RUNNING)
             value = row["last_val_accuracy"] if state == TrialState.COMPLETE else None
             self.optuna.add_trial(
                 optuna.trial.create_trial(
-                    state=state, value=value, params=sample.params, distributions=sample.distributions
+                    state=state, value=value, params={n: sample.params[n] for n in kinds}, distributions=kinds
                 )
             )
 
@@ -149,6 +151,17 @@ class ArmSearch:
         for number, row in finished.items():
             self.tell(number, row["state"], row["last_val_accuracy"])
         return [t.number for t in self.optuna.trials if t.number not in finished and t.state != TrialState.WAITING]
+
+
+def _allows(space: Space, name: str, value: Any) -> bool:
+    """Whether a study lets a parameter have a value."""
+    given = space.changes.get(name)
+    return given is None or (given.low <= value <= given.high if isinstance(given, Range) else value in given)
+
+
+def _is_within(value: Any, kind: optuna.distributions.BaseDistribution) -> bool:
+    """Whether Optuna takes a trial with this value in: it hands out settings outside a range, but refuses them later."""
+    return kind._contains(kind.to_internal_repr(value))
 
 
 def random_draws(arm: ArmConfig, taps: StudentTaps, count: int) -> list[Method]:

@@ -26,11 +26,12 @@ def evaluate(
     """
     group = group or Group()
     shard = Split(split.images[group.rank :: group.world], split.labels[group.rank :: group.world])
+    dtype = network_dtype(precision)
     sums = torch.zeros(2, dtype=torch.float64, device=split.labels.device)
     with modes_kept(network), torch.inference_mode(), autocast(precision, split.images.device):
         network.eval()
         for images, labels in eval_batches(data, shard, BATCH):
-            logits = network(images.to(network_dtype(precision))).float()
+            logits = network(images.to(dtype)).to(dtype)
             sums[0] += (logits.argmax(1) == labels).sum()
             sums[1] += F.cross_entropy(logits, labels, reduction="sum")
     if group.world > 1:

@@ -23,7 +23,7 @@ from dfkt.training.evaluate import evaluate
 from dfkt.training.optim import autocast, learning_rate, network_dtype
 from dfkt.training.parallel import Group, synchronise_batch_norms
 from dfkt.training.stages import RunningStage, build_adapters, stage_ends
-from dfkt.training.state import random_state, set_random_state
+from dfkt.training.state import draw_seed, own_random
 
 CHECK_STEPS = 50
 """Steps between looks at whether the loss is still finite; on a GPU every look waits for the device."""
@@ -96,7 +96,6 @@ class Training:
             "student": self.student.network.state_dict(),
             "adapters": self.adapters.state_dict(),
             "optimizer": self.running.optimizer.state_dict() if self.running is not None and midway else None,
-            "random": random_state(self.device),
             "step": self.step,
             "index": self.index,
             "device_seconds": self.device_seconds,
@@ -113,7 +112,6 @@ class Training:
             raise CheckpointError(f"Stages must end at steps {self.ends}, but the checkpoint has {state['ends']}.")
         self.student.network.load_state_dict(state["student"])
         self.adapters.load_state_dict(state["adapters"])
-        set_random_state(state["random"], self.device)
         self.step, self.index, self.device_seconds = state["step"], state["index"], state["device_seconds"]
         self._resumed_optimizer = state["optimizer"]
 
@@ -128,7 +126,8 @@ class Training:
             count = min(self.epoch_steps - first, end - self.step)
             running.train_mode()
             began = time.perf_counter()
-            record = self._run_steps(running, epoch, first, count)
+            with own_random(draw_seed(self.config.seed, self.step, self.group.rank), self.device):
+                record = self._run_steps(running, epoch, first, count)
             seconds = time.perf_counter() - began
             record |= self._evaluate(stage)
             self.device_seconds += time.perf_counter() - began
@@ -144,8 +143,10 @@ class Training:
             self.data, self.config.batch_size, seed=self.config.seed, epoch=epoch, start=first,
             rank=group.rank, world=group.world,
         )  # fmt: skip
-        losses = torch.zeros(count, len(stage.terms) + 1, device=self.device)  # every term's, then their weighted sum
-        correct = torch.zeros((), device=self.device)
+        dtype = network_dtype(self.config.precision)
+        columns = len(stage.terms) + 1  # every term's value, then their weighted sum
+        losses = torch.zeros(count, columns, dtype=dtype, device=self.device)
+        correct = torch.zeros((), dtype=dtype, device=self.device)
         seen, rate = 0, 0.0
         for number in range(count):
             images, labels = next(batches)
@@ -182,7 +183,7 @@ class Training:
         if clip is not None:
             nn.utils.clip_grad_norm_(running.trainable, clip)
         running.optimizer.step()
-        logged = torch.stack([v.detach().float() for v in (*values, loss)])
+        logged = torch.stack([v.detach().to(network_dtype(self.config.precision)) for v in (*values, loss)])
         return logged, None if student.logits is None else student.logits.detach()
 
     def _losses(self, stage: Stage, teacher: Features, student: Features, labels: Tensor) -> list[Tensor]:
@@ -217,8 +218,9 @@ class Training:
         return autocast(self.config.precision, self.device)
 
     def _check_finite(self, losses: Tensor, stage: Stage, epoch: int, first_step: int) -> None:
-        """Look at the losses, all workers together: what one saw ends all, and none waits for another for ever."""
-        bad = self.group.agree(~torch.isfinite(losses).all(1))
+        """Look at the whole batch's losses: what one worker saw ends all, and none waits for another for ever."""
+        losses = self.group.mean(losses)
+        bad = ~torch.isfinite(losses).all(1)
         if bool(bad.any()):
             step = int(bad.int().argmax())
             values = ", ".join(f"{t.name} {v:g}" for t, v in zip(stage.terms, losses[step].tolist(), strict=False))

@@ -7,6 +7,7 @@ unequal the shares are. Batch norms see the whole batch, and so do losses that s
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+_DataParallel: Any = nn.parallel.DistributedDataParallel
+_NAMES = ("forward_sync_buffers", "broadcast_buffers")  # the later and the earlier name of one argument
+_SYNC_BUFFERS = next(name for name in _NAMES if name in inspect.signature(_DataParallel).parameters)
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,6 @@ class Group:
             values /= self.world
         return values
 
-    def agree(self, flags: Tensor) -> Tensor:
-        """Return truth values that hold for any worker; all get the same."""
-        if self.world == 1:
-            return flags
-        seen = flags.to(torch.int32)
-        dist.all_reduce(seen, dist.ReduceOp.MAX)
-        return seen.bool()
-
     def gather(self, rows: Tensor, batch: int) -> Tensor:
         """Return the rows of a whole batch, in its order, from every worker's share; gradients find their way back."""
         return rows if self.world == 1 else _Gather.apply(rows, self, batch)
@@ -58,7 +55,8 @@ class Group:
         if self.world == 1:
             return model
         ids = [device] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        wrapped: nn.Module = _DataParallel(model, device_ids=ids, **{_SYNC_BUFFERS: False})
+        return wrapped
 
     def average_buffers(self, network: nn.Module) -> None:
         """Make the workers' running statistics agree where each saw only its share of every batch."""
@@ -110,9 +108,16 @@ class SynchronisedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised activation; in evaluation mode an ordinary batch norm."""
         self._check_input_dim(input)
-        if not self.training and self.running_mean is not None:
+        if not self.training:  # each worker evaluates images of its own, in batches of its own: none waits for another
             return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+                input,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.running_mean is None,
+                0.0,
+                self.eps,
             )
         x = input if input.dtype == torch.float64 else input.float()
         over = [d for d in range(x.dim()) if d != 1]
@@ -123,8 +128,10 @@ class SynchronisedBatchNorm(_BatchNorm):
         variance = _Sum.apply(centred.square().sum(over)) / count
         self._track(mean.detach(), variance.detach() * (count / (count - 1)))
         normed = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            normed = normed * self.weight.view(shape) + self.bias.view(shape)
+        if self.weight is not None:
+            normed = normed * self.weight.view(shape)
+        if self.bias is not None:
+            normed = normed + self.bias.view(shape)
         return normed.to(input.dtype)
 
     @torch.no_grad()
@@ -139,14 +146,19 @@ class SynchronisedBatchNorm(_BatchNorm):
 
 def synchronise_batch_norms(network: nn.Module) -> nn.Module:
     """Replace every batch norm by one over all workers, parameters, statistics and paths kept; returns the network."""
-    if next(network.parameters()).is_cuda:  # torch's own has fused kernels, for GPUs only
+    if any(parameter.is_cuda for parameter in network.parameters()):  # torch's own has fused kernels, for GPUs only
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    for path, old in list(network.named_modules()):
+    made: dict[nn.Module, nn.Module] = {}  # one that lies at two paths stays one
+    for path, old in list(network.named_modules(remove_duplicate=False)):
         if isinstance(old, _BatchNorm) and not isinstance(old, SynchronisedBatchNorm):
-            new = SynchronisedBatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
-            new.weight, new.bias = old.weight, old.bias
-            new.running_mean, new.running_var = old.running_mean, old.running_var
-            new.num_batches_tracked, new.training = old.num_batches_tracked, old.training
             parent, _, last = path.rpartition(".")
-            setattr(network.get_submodule(parent), last, new)
+            setattr(network.get_submodule(parent), last, made.setdefault(old, _synchronised(old)))
     return network
+
+
+def _synchronised(old: _BatchNorm) -> SynchronisedBatchNorm:
+    new = SynchronisedBatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+    new.weight, new.bias = old.weight, old.bias
+    new.running_mean, new.running_var = old.running_mean, old.running_var
+    new.num_batches_tracked, new.training = old.num_batches_tracked, old.training
+    return new

@@ -193,15 +193,16 @@ def run_job(job: Job, report: Report, group: Group | None = None) -> None:
     torch.set_num_threads(job.placement.threads)
     clock = _Clock()
     history: list[Record] = []
+    training: Training | None = None
     reset_peak_memory(device)
     try:
         data = images_for(job.config.data, job.placement)
         training = build_training(job.config, data, job.teacher, group)
-        with own_random(job.config.train.seed, device):
-            _resume(job, training, history, clock)
-            _train(job, training, history, clock, report)
+        _resume(job, training, history, clock)
+        _train(job, training, history, clock, report)
     except DfktError as error:
-        spent = {"device_seconds": sum(record["seconds"] for record in history) * group.world, "workers": group.world}
+        seconds = 0.0 if training is None else training.device_seconds
+        spent = {"device_seconds": seconds * group.world, "workers": group.world}
         failure = {"records": history, "failure": str(error), "peak_memory_bytes": peak_memory(device)}
         report(failure | spent | clock.read())
 

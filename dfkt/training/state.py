@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -60,19 +61,9 @@ def own_random(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the states of the generators that a run on a device draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_random_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Put back what :func:`random_state` returned."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
+def draw_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of what a worker draws from a step on: no two workers drop the same, and a resumed run needs no state."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]) >> 1
 
 
 def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:

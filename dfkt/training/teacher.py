@@ -27,6 +27,7 @@ from dfkt.networks.taps import StudentTaps
 from dfkt.store.files import Storage
 from dfkt.training.evaluate import evaluate
 from dfkt.training.loop import Training
+from dfkt.training.optim import network_dtype
 from dfkt.training.state import STATE_FILE, hash_weights, load_state, load_weights, own_random, read_weights, save_state
 
 WEIGHTS_FILE = "teacher.pt"
@@ -122,7 +123,7 @@ def _trained(config: TeacherConfig, data: ImageSet, placement: Placement, log: L
     folder = Path(placement.teacher_root).expanduser() / f"{name}-{recipe_key(config, data)}"
     Storage(folder).check_writable()
     with FileLock(folder / ".lock"):
-        found = (folder / ABOUT_FILE).exists()
+        found = (folder / ABOUT_FILE).exists() and (folder / WEIGHTS_FILE).exists()
         if not found:
             _train(config, data, Storage(folder), log)
         about = json.loads((folder / ABOUT_FILE).read_text())
@@ -141,7 +142,8 @@ def _build(config: TeacherConfig, data: ImageSet) -> nn.Module:
     device = data.train.images.device
     with own_random(config.train.seed, device):
         network = build_network(config.network, num_classes=data.num_classes, in_channels=data.channels)
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    dtype = network_dtype(config.train.precision)
+    return network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _train(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) -> None:
@@ -151,18 +153,17 @@ def _train(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) ->
     training = Training(
         schedule, TappedNetwork(network, (), (data.channels, *data.image_size)), None, data, config.train
     )
-    with own_random(config.train.seed, data.train.images.device):
-        state = load_state(storage)
-        if state is not None:
-            training.load(state)
-        began = time.perf_counter() - training.device_seconds
-        log(f"training teacher {config.network.name}, {config.train.epochs:g} epochs")
-        for record in training.run():
-            save_state(storage, training.state())
-            log(
-                f"  teacher epoch {record['epoch']:.0f}/{config.train.epochs:g}: loss {record['loss']:.3f}, "
-                f"val {100 * record['val_accuracy']:.2f} %, {record['images_per_second']:.0f} images/s"
-            )
+    state = load_state(storage)
+    if state is not None:
+        training.load(state)
+    began = time.perf_counter() - training.device_seconds
+    log(f"training teacher {config.network.name}, {config.train.epochs:g} epochs")
+    for record in training.run():
+        save_state(storage, training.state())
+        log(
+            f"  teacher epoch {record['epoch']:.0f}/{config.train.epochs:g}: loss {record['loss']:.3f}, "
+            f"val {100 * record['val_accuracy']:.2f} %, {record['images_per_second']:.0f} images/s"
+        )
     save_state(storage, network.state_dict(), WEIGHTS_FILE)
     accuracy, _ = evaluate(network, data, data.val, config.train.precision)  # one that goes on may have no epoch left
     about = to_dict(config) | {"val_accuracy": accuracy, "seconds": time.perf_counter() - began}

@@ -1,6 +1,7 @@
 """FSP matrices and the flow loss."""
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -8,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dfkt.errors import FlowShapeError
-from dfkt.methods.flow import flow_loss, fsp_matrix
+from dfkt.errors import ConfigError, FlowShapeError
+from dfkt.methods import flow
+from dfkt.methods.flow import FLOW_NORMS, FlowLoss, flow_loss, fsp_matrix
 from dfkt.methods.patterns import flow_pairs
 
 SHAPES = [(3, 8), (4, 8), (5, 4), (6, 2)]
-NORMS = ("sum", "mean", "relative", "unit")
+every_norm = pytest.mark.parametrize("norm", FLOW_NORMS)
 
 
-def random_taps(seed: int, shapes=SHAPES, images: int = 5, dtype=torch.float64) -> dict[int, torch.Tensor]:
+def random_taps(seed: int, shapes=SHAPES, images: int = 3, dtype=torch.float64) -> dict[int, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
         tap: torch.rand(images, channels, grid, grid, generator=generator, dtype=dtype)
@@ -33,6 +35,7 @@ def naive_fsp(lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
     return matrix / (lower.shape[1] * lower.shape[2])
 
 
+@torch.no_grad()
 def naive_loss(teacher, student, pairs, weights, norm) -> float:
     """Yim et al., Eq. 2, image by image."""
     total, images = 0.0, len(teacher[0])
@@ -43,14 +46,14 @@ def naive_loss(teacher, student, pairs, weights, norm) -> float:
                 for taps in (teacher, student)
             )
             if norm == "unit":
-                t, s = t / t.square().sum().sqrt(), s / s.square().sum().sqrt()
+                t, s = (m / (m.square().sum().sqrt() or 1) for m in (t, s))
             distance = float((t - s).square().sum())
-            scale = {"sum": 1.0, "mean": t.numel(), "relative": float(t.square().sum()), "unit": 1.0}[norm]
+            scale = {"sum": 1.0, "mean": t.numel(), "relative": float(t.square().sum()) or math.inf, "unit": 1.0}[norm]
             total += weight * distance / scale / images
     return total
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@every_norm
 @pytest.mark.parametrize("pattern", ["adjacent", "sliding-2", "from-bottom", "to-top", "dense-2", "dense"])
 def test_flow_loss_agrees_with_a_naive_loop_in_float64(norm, pattern):
     teacher, student, pairs = random_taps(0), random_taps(1), flow_pairs(pattern, 4)
@@ -69,7 +72,7 @@ def test_fsp_matrix_agrees_with_a_naive_loop_on_one_grid():
     torch.testing.assert_close(found[2], naive_fsp(lower[2], upper[2]))
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@every_norm
 def test_flow_loss_is_zero_for_identical_networks(norm):
     taps = random_taps(0)
     assert flow_loss(taps, taps, flow_pairs("dense", 4), [1.0] * 6, norm).item() == pytest.approx(0, abs=1e-12)
@@ -86,7 +89,7 @@ def test_no_gradient_reaches_the_teacher_and_all_of_the_student_gets_one():
     assert all(tap.grad is not None and bool(tap.grad.abs().sum() > 0) for tap in student.values())
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@every_norm
 def test_gradient_agrees_with_finite_differences(norm):
     shapes = [(2, 4), (2, 4), (3, 2)]
     teacher, student = random_taps(0, shapes, 2), random_taps(1, shapes, 2)
@@ -99,7 +102,7 @@ def test_gradient_agrees_with_finite_differences(norm):
     assert torch.autograd.gradcheck(loss, tuple(student.values()))
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@every_norm
 def test_channels_last_and_contiguous_maps_give_the_same_loss(norm):
     teacher, student, pairs = random_taps(0), random_taps(1), flow_pairs("dense", 4)
     last = [
@@ -111,33 +114,135 @@ def test_channels_last_and_contiguous_maps_give_the_same_loss(norm):
     torch.testing.assert_close(flow_loss(*last, pairs, [1.0] * 6, norm), first)
 
 
-def test_a_relative_loss_does_not_change_when_both_networks_are_scaled():
+def scaled(taps, factor, dtype=torch.float32):
+    return {tap: (factor * value).to(dtype).requires_grad_() for tap, value in taps.items()}
+
+
+@pytest.mark.parametrize("factor", [7.0, 1e-3, 1e-4, 1e-6])
+@pytest.mark.parametrize("norm", ["relative", "unit"])
+def test_a_loss_without_unit_does_not_see_the_scale_of_activations(norm, factor):
     teacher, student, pairs = random_taps(0), random_taps(1), flow_pairs("dense", 4)
-    louder = [{tap: 7 * value for tap, value in taps.items()} for taps in (teacher, student)]
+    exact = flow_loss(teacher, student, pairs, [1.0] * 6, norm)
 
-    assert flow_loss(*louder, pairs, [1.0] * 6).item() == pytest.approx(
-        flow_loss(teacher, student, pairs, [1.0] * 6).item()
-    )
+    found = flow_loss(scaled(teacher, factor), scaled(student, factor), pairs, [1.0] * 6, norm)
+
+    assert found.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
-def test_a_unit_loss_does_not_change_when_one_network_is_scaled():
+@pytest.mark.parametrize("factor", [7.0, 1e-4, 1e-7])
+def test_a_unit_loss_does_not_see_the_scale_of_one_network_and_keeps_a_gradient(factor):
     teacher, student, pairs = random_taps(0), random_taps(1), flow_pairs("dense", 4)
-    louder = {tap: 7 * value for tap, value in student.items()}
+    ours = scaled(student, factor)
 
-    assert flow_loss(teacher, louder, pairs, [1.0] * 6, "unit").item() == pytest.approx(
-        flow_loss(teacher, student, pairs, [1.0] * 6, "unit").item()
-    )
+    found = flow_loss(scaled(teacher, 1.0), ours, pairs, [1.0] * 6, "unit")
+    found.backward()
+
+    assert found.item() == pytest.approx(flow_loss(teacher, student, pairs, [1.0] * 6, "unit").item(), rel=1e-5)
+    assert all(value.grad.isfinite().all() and value.grad.abs().sum() > 0 for value in ours.values())
 
 
-def test_a_unit_loss_of_a_silent_student_has_a_finite_gradient():
-    teacher, pairs = random_taps(0), flow_pairs("dense", 4)
-    silent = {tap: torch.zeros_like(value).requires_grad_() for tap, value in teacher.items()}
+@every_norm
+@pytest.mark.parametrize("silent", [(0,), (0, 1, 2, 3)], ids=["one tap", "every tap"])
+def test_a_teacher_that_is_exactly_silent_leaves_a_finite_loss_and_gradient(norm, silent):
+    """Where a matrix of the teacher is zero, ``relative`` says nothing, and ``unit`` that the student's should be zero too."""
+    teacher = {tap: value * (tap not in silent) for tap, value in random_taps(0).items()}
+    student, pairs = scaled(random_taps(1), 1.0, torch.float64), flow_pairs("from-bottom", 4)
 
-    loss = flow_loss(teacher, silent, pairs, [1.0] * 6, "unit")
+    loss = flow_loss(teacher, student, pairs, [1.0] * 3, norm)
     loss.backward()
 
-    assert loss.item() == pytest.approx(2 * 6)
-    assert all(torch.isfinite(value.grad).all() for value in silent.values())
+    assert loss.item() == pytest.approx(naive_loss(teacher, student, pairs, [1.0] * 3, norm))
+    assert all(value.grad.isfinite().all() for value in student.values())
+    assert norm != "relative" or loss.item() == max(value.grad.abs().max() for value in student.values()) == 0
+
+
+@every_norm
+def test_a_silent_student_has_a_finite_gradient(norm):
+    teacher, student, pairs = random_taps(0), scaled(random_taps(1), 0.0, torch.float64), flow_pairs("dense", 4)
+
+    loss = flow_loss(teacher, student, pairs, [1.0] * 6, norm)
+    loss.backward()
+
+    assert loss.item() == pytest.approx(naive_loss(teacher, student, pairs, [1.0] * 6, norm))
+    assert all(value.grad.isfinite().all() for value in student.values())
+
+
+@every_norm
+def test_two_silent_networks_have_no_loss_and_no_gradient(norm):
+    silent, student = (scaled(random_taps(0), 0.0, torch.float64) for _ in range(2))
+
+    loss = flow_loss(silent, student, flow_pairs("dense", 4), [1.0] * 6, norm)
+    loss.backward()
+
+    assert loss.item() == 0
+    assert all(value.grad.abs().max() == 0 for value in student.values())
+
+
+@every_norm
+def test_a_loss_that_was_measured_in_inference_mode_can_be_trained_by(norm):
+    teacher, student, pairs = random_taps(0), scaled(random_taps(1), 1.0, torch.float64), flow_pairs("dense", 4)
+    loss = FlowLoss(pairs, [1.0] * 6, norm)
+    with torch.inference_mode():
+        measured = loss(teacher, student)
+
+    value = loss(teacher, student)
+    value.backward()
+
+    assert value.item() == measured.item()
+    assert all(tap.grad.abs().sum() > 0 for tap in student.values())
+
+
+def test_a_deep_networks_densest_loss_is_planned_once_for_all_steps(monkeypatch):
+    """A ResNet-110 has 55 taps and 1485 pairs."""
+    shapes = [(2, 8)] * 19 + [(3, 4)] * 18 + [(4, 2)] * 18
+    planned = []
+    plan = flow._plan_grids
+    monkeypatch.setattr(flow, "_plan_grids", lambda *a: planned.append(a) or plan(*a))
+    pairs = flow_pairs("dense", len(shapes))
+    loss = FlowLoss(pairs, [1.0] * len(pairs))
+
+    for seed in range(3):
+        loss(random_taps(seed, shapes, 2, torch.float32), random_taps(9, shapes, 2, torch.float32))
+
+    assert len(planned) == 1
+    loss(random_taps(0, shapes, 1, torch.float32), random_taps(9, shapes, 1, torch.float32))  # the last, smaller batch
+    loss(random_taps(0, shapes, 2, torch.float32), random_taps(9, shapes, 2, torch.float32))
+    assert len(planned) == 2
+
+
+def test_a_step_makes_no_tensor_from_numbers_of_the_host(monkeypatch):
+    """On a GPU each would be a copy to it, and a wait."""
+    teacher, student, pairs = random_taps(0), random_taps(1), flow_pairs("dense", 4)
+    loss = FlowLoss(pairs, [1.0] * 6)
+    loss(teacher, student)
+    monkeypatch.setattr(torch, "tensor", lambda *a, **k: pytest.fail("torch.tensor was called"))
+
+    loss(teacher, student)
+
+
+def test_a_pair_that_is_named_twice_weighs_twice():
+    teacher, student = random_taps(0), random_taps(1)
+
+    twice = flow_loss(teacher, student, [(0, 1), (0, 1)], [1.0, 0.5])
+
+    torch.testing.assert_close(twice, flow_loss(teacher, student, [(0, 1)], [1.5]))
+
+
+def test_a_loss_names_the_taps_that_it_reads():
+    assert FlowLoss([(2, 3), (0, 2)], [1.0, 1.0]).taps == (0, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "weights", "norm", "message"),
+    [
+        ([], [], "relative", "one weight per flow pair"),
+        ([(0, 1)], [1.0, 2.0], "relative", "one weight per flow pair"),
+        ([(0, 1)], [1.0], "literal", "`norm` must be one of relative, unit, mean, sum"),
+    ],
+)
+def test_pairs_weights_and_norms_that_do_not_fit_are_refused(pairs, weights, norm, message):
+    with pytest.raises(ConfigError, match=message):
+        FlowLoss(pairs, weights, norm)
 
 
 def test_teacher_and_student_may_live_on_different_grids():

@@ -20,7 +20,9 @@ def test_fsp_is_one_stage_of_the_group_ends_then_the_task():
 def test_fsp_is_dfkt_of_the_group_ends_in_one_joint_stage():
     settings = {"share": 0.2, "flow_rate": 0.03, "rate": 0.2, "norm": "mean", "clip_norm": None}
 
-    assert Fsp(**settings).schedule(30, TAPS) == Dfkt(pattern="group-ends", order="joint", **settings).schedule(30, TAPS)
+    assert Fsp(**settings).schedule(30, TAPS) == Dfkt(pattern="group-ends", order="joint", **settings).schedule(
+        30, TAPS
+    )
 
 
 @pytest.mark.parametrize(

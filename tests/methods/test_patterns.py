@@ -3,7 +3,7 @@
 import pytest
 
 from dfkt.errors import PatternError
-from dfkt.methods.patterns import FAMILIES, SPANNED, flow_pairs, pattern_name
+from dfkt.methods.patterns import FAMILIES, SPANNED, flow_pairs, pattern_name, pattern_names
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,15 @@ def test_unknown_patterns_and_spans_that_do_not_fit_are_refused(pattern):
 def test_a_span_that_is_too_large_is_named_with_what_the_taps_allow():
     with pytest.raises(PatternError, match=r"`1 <= span <= 3` must hold for 4 taps, but got span=5"):
         flow_pairs("sliding-5", 4)
+
+
+@pytest.mark.parametrize("num_taps", [2, 3, 6])
+def test_every_name_that_is_listed_is_a_pattern_and_no_name_that_fits_is_missing(num_taps):
+    ends = range(num_taps)
+    named = [flow_pairs(name, num_taps, ends) for name in pattern_names(num_taps)]
+
+    assert all(named)
+    assert len(set(pattern_names(num_taps))) == len(pattern_names(num_taps))
+    for family in FAMILIES:
+        assert all(pattern_name(family, s) in pattern_names(num_taps) for s in range(1, num_taps))
+    assert flow_pairs("dense", num_taps) == flow_pairs(f"dense-{num_taps - 1}", num_taps)

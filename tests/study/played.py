@@ -3,7 +3,6 @@
 :class:`Played` makes Tune's calls in Tune's order; queue, searches, schedulers, recorder and stores are the real ones.
 """
 
-import copy
 import os
 import signal
 import time
@@ -16,7 +15,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from dfkt.config import NetworkConfig, Placement, TrainConfig
+from dfkt.config import DataConfig, NetworkConfig, Placement, TeacherConfig, TrainConfig
 from dfkt.methods.dfkt import Dfkt
 from dfkt.methods.scratch import Scratch
 from dfkt.networks.taps import StudentTaps
@@ -40,6 +39,20 @@ def toy(name: str = "toy", *arms: ArmConfig, **settings: Any) -> StudyConfig:
     usual: dict[str, Any] = {"student": NetworkConfig(name="resnet8"), "train": TrainConfig(epochs=3, batch_size=32)}
     usual |= {"arms": arms or (arm("scratch"), arm("dfkt", 2)), "seeds": 2, "early_stopping": False}
     return StudyConfig(name=name, **usual | settings)
+
+
+def tiny(name: str = "tiny", *arms: ArmConfig, **settings: Any) -> StudyConfig:
+    """Return a study that can really be run, in seconds: of digits, with networks of quarter and half width."""
+    usual: dict[str, Any] = {
+        "data": DataConfig(name="digits", limit_train=300, limit_test=60),
+        "teacher": TeacherConfig(
+            network=NetworkConfig(name="resnet8", width=0.5), train=TrainConfig(epochs=1, batch_size=64)
+        ),
+        "student": NetworkConfig(name="resnet8", width=0.25),
+        "train": TrainConfig(epochs=3, batch_size=64),
+        "seeds": 1,
+    }
+    return toy(name, *arms, **usual | settings)
 
 
 def arm(name: str, trials: int = 0, **settings: Any) -> ArmConfig:
@@ -134,7 +147,7 @@ class Played:
         self.finished = asked == QueueSearcher.FINISHED
         if not isinstance(asked, dict):
             return None
-        trial = SimpleNamespace(trial_id=f"t{len(self.handed)}", config=copy.deepcopy(asked))
+        trial = SimpleNamespace(trial_id=f"t{len(self.handed)}", config=dict(asked))
         trial.get_pickled_error = trial.get_error = lambda: None
         self.handed.append(asked["run"])
         self.scheduler.on_trial_add(None, trial)

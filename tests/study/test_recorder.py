@@ -1,32 +1,25 @@
-"""What Tune tells of a trial becomes its row and its epochs, and a line for the user."""
+"""What Tune tells of a run becomes its row and its epochs, and a line for the user."""
 
+import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from study.played import Played, arm, ended, payloads, toy
 
-from dfkt.config import RunConfig, StudyConfig, config_key
-from dfkt.study.recorder import Recorder, last_line, summarise
-from dfkt.store.study_store import StudyStore
-from dfkt.methods.space import SearchSpace, resolve
 from dfkt.store.files import Storage
+from dfkt.study.config import ablations
+from dfkt.study.recorder import summarise
+from dfkt.training.run import STUDENT_FILE
+from dfkt.training.state import STATE_FILE
 
-SPACE = SearchSpace(4)
-CONFIG = StudyConfig(name="toy", base=RunConfig(), trials=3)
 MEASURED = ("last_val_accuracy", "best_val_accuracy", "best_epoch", "epochs", "steps", "images")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> StudyStore:
-    return StudyStore.create(Storage(tmp_path / "toy"), SPACE.types(), {})
-
-
-def trial_of(number: int, error: str | None = None) -> Any:
-    config = SPACE.start() | {"pattern": "dense-3", "number": number}
-    return SimpleNamespace(
-        config=config, trial_id=f"t{number}", get_pickled_error=lambda: None, get_error=lambda: error
-    )
+def run(tmp_path: Path) -> Played:
+    """A study with a search of DFKT on its way."""
+    return Played(tmp_path, toy("s", arm("dfkt", 3), seeds=1))
 
 
 def record(index: int, accuracy: float | None = None) -> dict[str, Any]:
@@ -36,186 +29,203 @@ def record(index: int, accuracy: float | None = None) -> dict[str, Any]:
     return {**place, "loss": 1.0, **phase, **judged}
 
 
-def payload(records: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    return {"records": records, "wall_seconds": 2.0, "workers": 1, "complete": False, **more}
+def payload(*records: dict[str, Any], **more: Any) -> dict[str, Any]:
+    judged = {n: records[-1][n] for n in ("val_accuracy", "rung_epoch") if n in records[-1]}
+    return {"records": list(records), "wall_seconds": 2.0, "workers": 1, "complete": False, **judged, **more}
 
 
-class Run:
-    """A recorder with the callbacks that Tune makes, and the lines that it printed."""
-
-    def __init__(self, store: StudyStore) -> None:
-        self.store = store
-        self.lines: list[str] = []
-        self.recorder = Recorder(store, CONFIG, Path("unused"), self.lines.append)
-
-    def start(self, trial: Any) -> None:
-        """Tune starts the trial, or starts it again."""
-        self.recorder.on_trial_start(0, [], trial)
-
-    def result(self, trial: Any, reported: dict[str, Any]) -> None:
-        """The trial reports."""
-        self.recorder.on_trial_result(0, [], trial, reported)
-
-    def complete(self, trial: Any) -> None:
-        """The trial ended, or was stopped."""
-        self.recorder.on_trial_complete(0, [], trial)
-
-    def error(self, trial: Any) -> None:
-        """The trial's process failed."""
-        self.recorder.on_trial_error(0, [], trial)
-
-    def row(self, number: int = 0) -> dict[str, Any]:
-        """Return what the store has of a trial."""
-        (found,) = (row for row in self.store.trial_rows() if row["number"] == number)
-        return found
-
-
-def test_a_trial_has_a_running_row_from_its_start(store: StudyStore) -> None:
-    run, trial = Run(store), trial_of(0)
-    run.start(trial)
-
-    row = run.row()
+def test_a_run_has_a_running_row_from_its_start(run: Played) -> None:
+    trial = run.ask()
+    row = ended(run, "dfkt", 0)
     assert (row["state"], row["method"], row["attempts"], row["ended"]) == ("RUNNING", "dfkt", 1, None)
     assert row["started"] is not None
-    assert row["param_pattern"] == "dense-3"
-    assert row["param_kd_weight"] is None
-    assert row["key"] == config_key(resolve(SPACE.start() | {"pattern": "dense-3"}, CONFIG.base))
+    assert (row["param_pattern"], row["param_weight"]) == ("dense-3", None)
+    assert row["key"] == trial.config["run"].job.config.key
     assert all(row[name] is None for name in MEASURED)
-    assert trial.config["number"] == 0  # Tune's own dict is left alone
     assert run.lines == []
 
 
-def test_a_complete_trial_has_its_measurements_and_every_epoch(store: StudyStore) -> None:
-    run, trial = Run(store), trial_of(0)
-    run.start(trial)
-    run.result(trial, payload([record(0)]))
-    run.result(trial, payload([record(1, 0.8)]))
-    run.result(trial, payload([record(2, 0.7)], complete=True))
-    run.complete(trial)
+def test_a_complete_trial_has_its_measurements_and_every_epoch(run: Played) -> None:
+    trial = run.ask()
+    for k, accuracy in enumerate((None, 0.8, 0.7)):
+        run.report(trial, payload(record(k, accuracy), complete=k == 2))
+    run.complete(trial, {})
 
-    row = run.row()
+    row = ended(run, "dfkt", 0)
     assert (row["state"], row["error"]) == ("COMPLETE", None)
     assert [row[name] for name in MEASURED] == [0.7, 0.8, 2.0, 3.0, 12, 768]
     assert (row["wall_seconds"], row["workers"]) == (2.0, 1)
     assert row["ended"] >= row["started"]
-    assert [r["index"] for r in store.trial_epochs(0)] == [0, 1, 2]
+    assert [r["index"] for r in run.store().trial_epochs("dfkt", 0)] == [0, 1, 2]
     (line,) = run.lines
-    assert line.startswith("[1/3] trial   0: val 70.00 %")
+    assert line.startswith("[1/4] dfkt trial 0: val 70.00 %, 2 s  dense-3 cumulative x1")
+    assert line.count("trial 0") == 1
 
 
-def test_a_trial_that_the_scheduler_stopped_is_pruned(store: StudyStore) -> None:
-    run, trial = Run(store), trial_of(0)
-    run.start(trial)
-    run.result(trial, payload([record(0), record(1, 0.2)]))
-    run.complete(trial)
-    assert (run.row()["state"], run.row()["last_val_accuracy"]) == ("PRUNED", 0.2)
+def test_a_trial_that_the_scheduler_stopped_is_pruned(run: Played) -> None:
+    trial = run.ask()
+    run.report(trial, payload(record(0), record(1, 0.2)))
+    run.complete(trial, {})
+    row = ended(run, "dfkt", 0)
+    assert (row["state"], row["last_val_accuracy"]) == ("PRUNED", 0.2)
     assert "stopped at epoch 2.0" in run.lines[0]
 
 
-def test_a_run_that_ended_by_itself_is_failed_with_its_reason_and_the_epochs_before(store: StudyStore) -> None:
-    run, trial = Run(store), trial_of(0)
-    run.start(trial)
-    run.result(trial, payload([record(0)]))
-    run.result(trial, {"records": [], "failure": "The loss became nan", "wall_seconds": 3.0})
-    run.complete(trial)
-
-    row = run.row()
+def test_a_run_that_ended_by_itself_is_failed_with_its_reason_and_the_epochs_before(run: Played) -> None:
+    trial = run.ask()
+    run.report(trial, payload(record(0)))
+    run.report(trial, payload(record(0), failure="The loss became nan", wall_seconds=3.0))
+    run.complete(trial, {})
+    row = ended(run, "dfkt", 0)
     assert (row["state"], row["error"], row["wall_seconds"]) == ("FAIL", "The loss became nan", 3.0)
-    assert row["last_val_accuracy"] is None
-    assert row["epochs"] == 1.0
-    assert len(store.trial_epochs(0)) == 1
-    assert run.lines == ["[1/3] trial   0: failed: The loss became nan"]
+    assert (row["last_val_accuracy"], row["epochs"]) == (None, 1.0)
+    assert len(run.store().trial_epochs("dfkt", 0)) == 1
+    assert run.lines == ["[1/4] dfkt trial 0: failed: The loss became nan"]
+    assert run.queue.failures == 1
 
 
-def test_a_trial_whose_process_died_before_it_reported_keeps_null_not_zero(store: StudyStore) -> None:
-    run, trial = Run(store), trial_of(0, "Traceback:\n  somewhere\nValueError: deep inside\n")
-    run.start(trial)
-    run.error(trial)
-    row = run.row()
-    assert (row["state"], row["error"]) == ("FAIL", "ValueError: deep inside")
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        ("Traceback:\n  somewhere\nValueError: deep inside\n\n", "ValueError: deep inside"),
+        (None, "its process ended without a message"),
+        ("  \n", "its process ended without a message"),
+    ],
+)
+def test_a_trial_whose_process_raised_keeps_the_last_line_and_null_not_zero(
+    error: str | None, text: str, run: Played
+) -> None:
+    run.die(run.ask(), error)
+    row = ended(run, "dfkt", 0)
+    assert (row["state"], row["error"]) == ("FAIL", text)
     assert all(row[name] is None for name in (*MEASURED, "wall_seconds", "device_seconds"))
+    assert run.lines == [f"[1/4] dfkt trial 0: failed: {text}"]
 
 
-def test_a_restart_adds_an_attempt_and_its_records_replace_those_of_the_same_index(store: StudyStore) -> None:
-    run, trial = Run(store), trial_of(0)
-    run.start(trial)
-    started = run.row()["started"]
-    run.result(trial, payload([record(0)]))
-    run.result(trial, payload([record(1, 0.1)]))
+def test_an_exception_that_tune_kept_comes_before_its_text(run: Played) -> None:
+    trial = run.ask()
+    trial.get_pickled_error = lambda: ValueError("the cause\nin two lines")
+    run.die(trial, "a page of traceback")
+    assert ended(run, "dfkt", 0)["error"] == "in two lines"
+
+
+def test_a_restart_adds_an_attempt_and_its_records_replace_those_of_the_same_index(run: Played) -> None:
+    trial = run.ask()
+    started = ended(run, "dfkt", 0)["started"]
+    run.report(trial, payload(record(0)))
+    run.report(trial, payload(record(1, 0.1)))
     run.start(trial)  # its process died, and reports all it has from its checkpoint on
-    run.result(trial, payload([record(0), record(1, 0.5)]))
-    run.result(trial, payload([record(2, 0.6)], complete=True))
-    run.complete(trial)
-
-    assert (run.row()["attempts"], run.row()["started"]) == (2, started)
-    assert [(r["index"], r["val_accuracy"]) for r in store.trial_epochs(0)] == [(0, None), (1, 0.5), (2, 0.6)]
-
-
-def test_a_trial_taken_up_by_a_later_run_counts_its_attempts_on(store: StudyStore) -> None:
-    first, trial = Run(store), trial_of(0)
-    first.start(trial)
-    first.result(trial, payload([record(0)]))  # then the main process is killed
-
-    later = Run(StudyStore.open(store.storage))
-    later.start(trial)
-    later.result(trial, payload([record(0), record(1, 0.5)], complete=True))
-    later.complete(trial)
-
-    assert (later.row()["attempts"], later.row()["state"]) == (2, "COMPLETE")
-    assert later.row()["started"] == first.row()["started"]
-    assert later.lines[0].startswith("[1/3]")
+    run.report(trial, payload(record(0), record(1, 0.5)))
+    run.report(trial, payload(record(2, 0.6), complete=True))
+    run.complete(trial, {})
+    row = ended(run, "dfkt", 0)
+    assert (row["attempts"], row["started"]) == (2, started)
+    assert [(r["index"], r["val_accuracy"]) for r in run.store().trial_epochs("dfkt", 0)] == [
+        (0, None), (1, 0.5), (2, 0.6),
+    ]  # fmt: skip
 
 
-def test_trials_at_the_same_time_are_kept_apart(store: StudyStore) -> None:
-    run, trials = Run(store), [trial_of(0), trial_of(1)]
-    for trial in trials:
-        run.start(trial)
+def test_after_a_kill_of_the_main_process_attempts_count_on_and_epochs_are_complete(tmp_path: Path) -> None:
+    config = toy("s", arm("scratch", 1), seeds=1)
+    for attempt in (1, 2):  # killed twice: in a trial, then in a final run
+        run = Played(tmp_path, config)
+        trial = run.ask()
+        if attempt == 2:
+            for reported in payloads(trial.config["run"]):
+                run.report(trial, reported)
+            run.complete(trial, reported)
+            trial = run.ask()
+        run.report(trial, next(payloads(trial.config["run"])))
+    last = Played(tmp_path, config)
+    final = last.ask()
+    everything = list(payloads(final.config["run"]))
+    first = everything[0] | {"records": [r for p in everything[:2] for r in p["records"]]}  # it had got one epoch further
+    for reported in (first, everything[2]):
+        last.report(final, reported)
+    last.complete(final, reported)
+    study = last.study()
+    assert (list(study.trials.attempts), list(study.finals.attempts)) == ([2], [2])
+    assert list(study.final_epochs["index"]) == list(study.epochs["index"]) == [0, 1, 2]
+    assert list(study.finals.state) == ["COMPLETE"]
+
+
+def test_runs_at_the_same_time_are_kept_apart(run: Played) -> None:
+    trials = [run.ask(), run.ask()]
     for trial, accuracy in zip(trials, (0.1, 0.2), strict=True):
-        run.result(trial, payload([record(0, accuracy)], complete=True))
-    run.complete(trials[1])
-    assert (run.row(0)["state"], run.row(1)["state"]) == ("RUNNING", "COMPLETE")
-    run.complete(trials[0])
-    assert [run.row(n)["last_val_accuracy"] for n in (0, 1)] == [0.1, 0.2]
+        run.report(trial, payload(record(0, accuracy), complete=True))
+    run.complete(trials[1], {})
+    assert [ended(run, "dfkt", n)["state"] for n in (0, 1)] == ["RUNNING", "COMPLETE"]
+    run.complete(trials[0], {})
+    assert [ended(run, "dfkt", n)["last_val_accuracy"] for n in (0, 1)] == [0.1, 0.2]
 
 
-def test_a_finished_trials_checkpoint_is_deleted(store: StudyStore) -> None:
-    run, trial = Run(store), trial_of(0)
-    folder = store.storage.sub("runs", "trial-00000")
-    folder.write("state.pt", b"state")
-    run.start(trial)
-    assert folder.exists("state.pt")
-    run.result(trial, payload([record(0, 0.5)], complete=True))
-    run.complete(trial)
-    assert not folder.exists("state.pt")
+def test_a_final_run_has_its_test_figures_and_a_line(tmp_path: Path) -> None:
+    run = Played(tmp_path, toy("s", arm("scratch"), seeds=1)).run()
+    row = ended(run, "scratch", 0, final=True)
+    assert (row["test_accuracy"], row["test_loss"], row["seed"]) == (0.3, 1.5, 1)
+    assert run.lines == ["[1/1] scratch seed 1: test 30.00 %, 3 s"]
 
 
-def test_a_trial_done_again_because_its_row_was_lost_keeps_one_row(store: StudyStore) -> None:
+def leave_files(trial: Any) -> Storage:
+    """Leave what a run has in its folder on its way."""
+    folder = Storage(trial.config["run"].job.storage)
+    for name in (STATE_FILE, STUDENT_FILE):
+        folder.write(name, b"weights")
+    return folder
+
+
+def test_a_finished_trial_leaves_nothing_and_a_final_run_its_student(run: Played, tmp_path: Path) -> None:
+    trial = run.ask()
+    folder = leave_files(trial)
+    assert folder.exists(STATE_FILE)
+    run.end(trial)
+    assert not (tmp_path / "s" / "runs" / "dfkt-00000").exists()
+    run.run(limit=2)
+    final = run.ask()
+    assert leave_files(final).path == str(tmp_path / "s" / "students" / "dfkt-seed1")
+    run.end(final)
+    assert [path.name for path in (tmp_path / "s" / "students" / "dfkt-seed1").iterdir()] == ["student.pt"]
+
+
+def test_a_lost_final_runs_checkpoint_stays(tmp_path: Path) -> None:
+    run = Played(tmp_path, toy("s", arm("scratch"), seeds=1))
+    final = run.ask()
+    folder = leave_files(final)
+    run.die(final)
+    assert folder.exists(STATE_FILE)
+    row = ended(run, "scratch", 0, final=True)
+    assert (row["state"], row["error"], row["test_accuracy"]) == ("RUNNING", "ValueError: deep inside", None)
+
+
+def test_a_final_run_that_failed_leaves_no_student_not_even_an_earlier_winners(tmp_path: Path) -> None:
+    run = Played(tmp_path, toy("s", arm("scratch"), seeds=1))
+    final = run.ask()
+    folder = leave_files(final)
+    run.fail(final)
+    assert folder.entries() == []
+
+
+def test_a_trial_done_again_because_its_row_was_lost_keeps_one_row(tmp_path: Path) -> None:
+    config = toy("s", arm("scratch", 1), seeds=1)
     for _ in range(2):
-        run, trial = Run(store), trial_of(0)
-        run.start(trial)
-        run.result(trial, payload([record(0, 0.5)], complete=True))
-        run.complete(trial)
-    assert [row["number"] for row in store.trial_rows()] == [0]
+        run = Played(tmp_path, config).run()
+        (tmp_path / "s" / "trials" / "arm=scratch" / "part-00000.parquet").unlink()
+    assert [row["number"] for row in run.store().final_rows("scratch")] == [0]
+
+
+def test_the_counter_ends_at_its_total_though_arms_were_skipped(tmp_path: Path) -> None:
+    searched = arm("dfkt", 2)
+    run = Played(tmp_path, toy("s", searched, *ablations(searched, ["dense", "adjacent"]))).run()
+    assert run.lines[0].startswith("[1/8] ")
+    assert run.lines[-1].startswith("[6/6] ")
 
 
 def test_a_measured_nan_is_never_the_best() -> None:
     records = [record(0, float("nan")), record(1, 0.5), record(2, 0.4)]
     assert summarise(records, {})["best_val_accuracy"] == 0.5
+    assert summarise([], {"workers": 2}) == {"workers": 2}
 
 
-def test_the_last_line_of_an_error_is_what_happened() -> None:
-    assert last_line("a\n b \n\n") == "b"
-    assert last_line("") == "the trial's process ended without a message"
-
-
-def test_the_line_of_another_method_names_its_settings_and_not_the_number_twice(tmp_path: Path) -> None:
-    space = SearchSpace(4, method="kd")
-    config = StudyConfig(name="toy", base=RunConfig(method="kd"), baselines=())
-    lines: list[str] = []
-    recorder = Recorder(StudyStore.create(Storage(tmp_path / "kd"), space.types(), {}), config, Path("u"), lines.append)
-    trial = SimpleNamespace(config=space.start() | {"number": 0})
-    recorder.on_trial_start(0, [], trial)
-    recorder.on_trial_result(0, [], trial, payload([record(0, 0.5)], complete=True))
-    recorder.on_trial_complete(0, [], trial)
-
-    assert lines == ["[1/40] trial   0: val 50.00 %, 2 s  task_lr 0.1, kd_weight 0.9, temperature 4"]
+def test_what_tune_pickles_holds_nothing(run: Played) -> None:
+    for part in (run.recorder, run.searcher, run.queue):
+        assert len(pickle.dumps(part)) < 1000

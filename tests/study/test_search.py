@@ -1,263 +1,306 @@
-"""An interrupted study goes on where it was, whatever its store and Optuna's journal know of each trial."""
+"""A search goes on where it was, whatever the store and Optuna's journal know of each trial."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
+import pyarrow.fs
 import pytest
 from optuna.trial import TrialState
-from ray.tune.schedulers import TrialScheduler
+from study.played import TAPS, arm
 
-from dfkt.config import RunConfig, StudyConfig, TrainConfig
-from dfkt.study.search import ResumingSearch, build_scheduler, build_search, open_optuna, reconcile
-from dfkt.methods.space import SearchSpace
+from dfkt.methods.base import Method
+from dfkt.methods.dfkt import Dfkt
+from dfkt.methods.kd import Kd
+from dfkt.methods.registry import METHODS
+from dfkt.methods.space import Draw, Range, Space
+from dfkt.networks.taps import StudentTaps
+from dfkt.store.files import Storage
+from dfkt.study.config import ArmConfig
+from dfkt.study.search import ArmSearch, Journal, random_draws
 
-SPACE = SearchSpace(4)
-CONFIG = StudyConfig(name="toy", base=RunConfig(train=TrainConfig(epochs=9)), reduction_factor=3)
-FLOW_RESULT = {"records": [{"phase": "flow"}], "training_iteration": 1, "complete": False}
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    return tmp_path / "optuna.journal"
-
-
-def begin(journal: Path, rows: list[dict[str, Any]]) -> tuple[optuna.Study, ResumingSearch]:
-    """Do what a study does when it is run, first or again."""
-    study = open_optuna(CONFIG, journal, SPACE, rows)
-    return study, build_search(CONFIG, journal, SPACE, reconcile(study, rows))
+Asked = tuple[int, Method, dict[str, Any]]
+Rows = list[dict[str, Any]]
+ARM = arm("dfkt", 9)
 
 
-def row(number: int, state: str, accuracy: float | None = None, **params: Any) -> dict[str, Any]:
+def begin(folder: Path, rows: Rows = [], config: ArmConfig = ARM, seed: int = 0) -> ArmSearch:  # noqa: B006
+    """Do what a study does when it is run, for the first time or again."""
+    return ArmSearch(config, TAPS, Journal(Storage(folder)), rows, seed)
+
+
+def row(asked: Asked | int, state: str, accuracy: float | None = None) -> dict[str, Any]:
     """Return a trial's row as the store gives it: every column there, ``None`` where nothing was measured."""
-    every = {f"param_{name}": params.get(name) for name in SPACE.types()}
+    number, params = (asked, {}) if isinstance(asked, int) else (asked[0], asked[2])
+    every = {f"param_{name}": params.get(name) for name in ARM.method.columns(TAPS)}
     return {"number": number, "state": state, "last_val_accuracy": accuracy, **every}
 
 
-def judged(accuracy: float, clock: float = 9.0, **more: Any) -> dict[str, Any]:
-    return {"val_accuracy": accuracy, "rung_epoch": clock, "complete": False, **more}
+def states(search: ArmSearch) -> list[TrialState]:
+    return [trial.state for trial in search.optuna.trials]
 
 
-def states(study: optuna.Study) -> list[TrialState]:
-    return [trial.state for trial in study.trials]
+def test_a_search_begins_with_the_methods_starts_and_numbers_from_0(tmp_path: Path) -> None:
+    search = begin(tmp_path)
+    (one, plain, first), (two, soft, second), (three, other, _) = (search.ask() for _ in range(3))
+    assert [one, two, three] == [0, 1, 2]
+    assert isinstance(plain, Dfkt)
+    assert isinstance(soft, Dfkt)
+    assert (plain.pattern, plain.weight, soft.weight, soft.temperature) == ("dense-3", 0, 0.9, 4)
+    assert replace(soft, weight=0.0) == plain
+    assert {n: v for n, v in second.items() if n in first and n != "soft_targets"} == {
+        n: v for n, v in first.items() if n != "soft_targets"
+    }
+    assert other not in (plain, soft)
 
 
-def without_number(params: dict[str, Any] | None) -> dict[str, Any]:
-    assert params is not None
-    return {name: value for name, value in params.items() if name != "number"}
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_starts_at_its_reference_settings_and_can_be_searched(name: str, tmp_path: Path) -> None:
+    method = METHODS[name]()
+    search = begin(tmp_path, [], ArmConfig(name=name, method=method, trials=3))
+    reference = method.schedule(9, TAPS)
+    asked = [search.ask() for _ in range(4)]
+    assert asked[0][1].schedule(9, TAPS) == reference
+    assert asked[3][1].schedule(9, TAPS) != reference
+    columns = method.columns(TAPS)
+    for _, drawn, params in asked:
+        assert drawn.name == name
+        assert {n: type(v) for n, v in params.items()} == {n: columns[n] for n in params}
 
 
-def test_the_starting_point_is_trial_0_and_asked_for_once(journal: Path) -> None:
-    _, search = begin(journal, [])
-    first, second = search.suggest("a"), search.suggest("b")
-    assert first is not None
-    assert second is not None
-    start = SPACE.start()
-    assert {name: first[name] for name in start} == start
-    assert (first["number"], second["number"]) == (0, 1)
-    assert without_number(second) != without_number(first)
-
-    open_optuna(CONFIG, journal, SPACE)  # opened again, nothing more is put in front
-    assert len(open_optuna(CONFIG, journal, SPACE).trials) == 2
+def drawn_one_after_another(folder: Path, seed: int = 0, count: int = 6) -> list[dict[str, Any]]:
+    search, params = begin(folder, seed=seed), []
+    for number in range(count):
+        params.append(search.ask()[2])
+        search.tell(number, "COMPLETE", 1 / (1 + number))
+    return params
 
 
-def test_an_unfinished_trial_is_handed_out_again_with_number_and_parameters_before_new_ones(journal: Path) -> None:
-    _, search = begin(journal, [])
-    before = [search.suggest(name) for name in "abc"]
-    search.on_trial_complete("b", judged(0.5, complete=True))
-
-    study, again = begin(journal, [row(1, "COMPLETE", 0.5)])
-
-    assert [again.suggest(name) for name in "xy"] == [before[0], before[2]]
-    new = again.suggest("z")
-    assert new is not None
-    assert new["number"] == 3
-    assert len(study.trials) == 4
+def test_the_same_seed_makes_the_same_proposals_and_another_one_others(tmp_path: Path) -> None:
+    folders = [(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    for folder, _ in folders:
+        folder.mkdir()
+    one, two, other = (drawn_one_after_another(*given) for given in folders)
+    assert one == two
+    assert one[:2] == other[:2]  # the starts
+    assert not any(params in other for params in one[2:])
 
 
-def test_asking_twice_for_the_same_trial_takes_up_one(journal: Path) -> None:
-    _, search = begin(journal, [])
-    before = [search.suggest(name) for name in "ab"]
-
-    _, again = begin(journal, [])
-
-    assert [again.suggest(name) for name in ("x", "x", "y")] == [before[0], before[0], before[1]]
-
-
-def test_a_kill_between_the_stores_write_and_optunas_is_made_good(journal: Path) -> None:
-    _, search = begin(journal, [])
-    for name in "abc":
-        search.suggest(name)
-
-    study = open_optuna(CONFIG, journal, SPACE)
-    rows = [row(0, "COMPLETE", 0.75), row(1, "PRUNED", 0.25), row(2, "FAIL")]
-    assert reconcile(study, rows) == []
-
-    assert states(study) == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
-    assert study.trials[0].value == 0.75
-    assert study.trials[2].value is None
+def test_a_resumed_search_proposes_other_points_than_the_ones_before(tmp_path: Path) -> None:
+    search = begin(tmp_path)
+    before = [search.ask() for _ in range(5)]
+    rows = [row(asked, "FAIL") for asked in before]
+    search = begin(tmp_path, rows)
+    later = [search.ask() for _ in range(5)]
+    assert [number for number, *_ in later] == [5, 6, 7, 8, 9]
+    assert not any(params in [asked[2] for asked in before] for _, _, params in later)
 
 
-@pytest.mark.parametrize("rows", [[], [row(0, "RUNNING")]], ids=["no row", "a running row"])
-def test_a_kill_between_optunas_write_and_the_stores_does_the_trial_again(
-    journal: Path, rows: list[dict[str, Any]]
+@pytest.mark.parametrize("rows", ["no row", "a running row"])
+def test_an_interrupted_trial_is_handed_out_again_with_number_and_parameters_before_new_ones(
+    rows: str, tmp_path: Path
 ) -> None:
-    _, search = begin(journal, [])
-    before = search.suggest("a")
-    search.on_trial_complete("a", judged(0.5, complete=True))
+    search = begin(tmp_path)
+    before = [search.ask() for _ in range(3)]
+    search.tell(1, "COMPLETE", 0.5)
+    stored = [row(before[1], "COMPLETE", 0.5)]
+    stored += [row(before[n], "RUNNING") for n in (0, 2)] if rows == "a running row" else []
 
-    study, again = begin(journal, rows)
-
-    assert states(study) == [TrialState.COMPLETE, TrialState.WAITING]
-    assert again.suggest("x") == before
-    again.on_trial_result("x", FLOW_RESULT)
-    again.on_trial_result("x", judged(0.6, 3.0))
-    again.on_trial_complete("x", judged(0.7, complete=True))
-    assert study.trials[0].value == 0.5  # what Optuna knows stays
+    again = begin(tmp_path, stored)
+    assert [again.ask() for _ in range(2)] == [before[0], before[2]]
+    assert again.ask()[0] == 3
+    assert len(again.optuna.trials) == 4
 
 
-def test_a_trial_that_both_know_to_be_finished_stays_as_it_is(journal: Path) -> None:
-    _, search = begin(journal, [])
-    search.suggest("a")
-    search.on_trial_complete("a", judged(0.5, complete=True))
-
-    study, again = begin(journal, [row(0, "COMPLETE", 0.5)])
-
-    assert (states(study), study.trials[0].value) == ([TrialState.COMPLETE, TrialState.WAITING], 0.5)
-    new = again.suggest("x")
-    assert new is not None
-    assert new["number"] == 1
+def test_a_start_that_was_not_asked_for_before_a_kill_is_asked_for_after_it(tmp_path: Path) -> None:
+    first = begin(tmp_path).ask()
+    again = begin(tmp_path, [row(first, "COMPLETE", 0.5)])
+    number, _, params = again.ask()
+    assert (number, params["soft_targets"], params["weight"]) == (1, True, 0.9)
 
 
-def test_a_trial_that_both_know_to_be_running_is_done_again(journal: Path) -> None:
-    _, search = begin(journal, [])
-    before = search.suggest("a")
-    study, again = begin(journal, [row(0, "RUNNING")])
-    assert again.suggest("x") == before
-    again.on_trial_complete("x", judged(0.5, complete=True))
-    assert states(study) == [TrialState.COMPLETE, TrialState.WAITING]
+def test_a_kill_between_the_stores_write_and_optunas_is_made_good(tmp_path: Path) -> None:
+    search = begin(tmp_path)
+    asked = [search.ask() for _ in range(3)]
+    ends = [("COMPLETE", 0.75), ("PRUNED", 0.25), ("FAIL", None)]
+    again = begin(tmp_path, [row(a, *end) for a, end in zip(asked, ends, strict=True)])
+    assert states(again) == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert again.optuna.trials[0].value == 0.75
+    assert again.ask()[0] == 3
 
 
-def test_a_kill_before_the_first_trial_was_asked_for_leaves_it_to_be_asked_for(journal: Path) -> None:
-    study = open_optuna(CONFIG, journal, SPACE)
-    assert reconcile(study, []) == []
-    _, search = begin(journal, [])
-    first = search.suggest("a")
-    assert first is not None
-    assert first["number"] == 0
+def test_a_trial_that_only_optuna_knows_to_be_finished_is_done_again(tmp_path: Path) -> None:
+    search = begin(tmp_path)
+    before = search.ask()
+    search.tell(0, "COMPLETE", 0.5)
+
+    again = begin(tmp_path, [row(before, "RUNNING")])
+    assert again.ask() == before
+    again.report(0, 0.6, 3.0)
+    again.tell(0, "COMPLETE", 0.7)
+    assert again.optuna.trials[0].value == 0.5  # what Optuna knows stays
 
 
-def test_a_lost_journal_is_made_again_from_the_store(journal: Path) -> None:
-    _, search = begin(journal, [])
-    before = [search.suggest(name) for name in "abcd"]
-    rows = [
-        row(0, "COMPLETE", 0.5, **without_number(before[0])),
-        row(1, "RUNNING", **without_number(before[1])),
-        row(3, "PRUNED", 0.25, **without_number(before[3])),
-    ]
-    journal.unlink()
-
-    study, again = begin(journal, rows)
-
-    assert states(study) == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING, TrialState.PRUNED]
-    assert study.trials[0].value == 0.5
-    handed = [again.suggest(name) for name in "xyz"]
-    assert handed[0] == before[1]
-    assert [params["number"] for params in handed if params] == [1, 2, 4]
+def test_optuna_learns_of_every_report_once_and_a_pruned_trial_ends_with_its_last_one(tmp_path: Path) -> None:
+    search = begin(tmp_path)
+    search.ask()
+    for accuracy, clock in ((0.5, 1.0), (0.4, 1.0), (0.6, 2.0)):  # a restarted trial reports again
+        search.report(0, accuracy, clock)
+    search.tell(0, "PRUNED")
+    (trial,) = search.optuna.trials[:1]
+    assert trial.intermediate_values == {1: 0.5, 2: 0.6}
+    assert (trial.state, trial.value) == (TrialState.PRUNED, 0.6)
 
 
-def test_optuna_is_told_how_a_trial_ended(journal: Path) -> None:
-    study, search = begin(journal, [])
-    for name in "abcdef":
-        search.suggest(name)
+def test_a_deleted_journal_is_rebuilt_from_the_store(tmp_path: Path) -> None:
+    search = begin(tmp_path)
+    asked = [search.ask() for _ in range(6)]
+    ends = [("COMPLETE", 0.75), ("PRUNED", 0.2), ("FAIL", None), ("COMPLETE", 0.5), ("RUNNING", None)]
+    rows = [row(a, *end) for a, end in zip(asked, ends, strict=False)]
+    (tmp_path / "optuna.journal").unlink()
 
-    search.on_trial_complete("a", judged(0.5, complete=True))
-    search.on_trial_complete("b", judged(0.25, 3.0))
-    search.on_trial_complete("c", {"records": [], "failure": "the loss became nan"})
-    search.on_trial_complete("d", judged(0.75, 3.0), error=True)
-    search.on_trial_complete("e", None, error=True)
-    search.on_trial_complete("f", judged(0.5, failure="the loss became nan"))
-    search.on_trial_complete("a", judged(0.9, complete=True))  # told twice, heard once
-
-    complete, pruned, fail = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
-    assert states(study) == [complete, pruned, fail, fail, fail, fail]
-    assert (study.trials[0].value, study.best_trial.number) == (0.5, 0)
-    assert study.trials[1].intermediate_values == {3: 0.25}
+    again = begin(tmp_path, rows)
+    assert states(again)[:4] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE]
+    for number, trial in enumerate(again.optuna.trials):
+        drawn = asked[number][2]
+        assert {n: drawn[n] for n in trial.params} == trial.params
+    assert again.optuna.best_trial.number == 0
+    assert again.ask() == asked[4]  # the one that was running
+    assert again.ask()[0] == 5
 
 
-def test_reports_of_flow_stages_without_accuracy_disturb_neither_searcher_nor_scheduler(journal: Path) -> None:
-    study, search = begin(journal, [])
-    search.suggest("a")
-    scheduler = build_scheduler(CONFIG, [], {})
-    trial = SimpleNamespace(trial_id="a")
-    scheduler.on_trial_add(None, trial)
-
-    search.on_trial_result("a", FLOW_RESULT)
-    assert scheduler.on_trial_result(None, trial, FLOW_RESULT) == TrialScheduler.CONTINUE
-    assert study.trials[0].intermediate_values == {}
-
-    search.on_trial_result("a", judged(0.5, 1.0))
-    search.on_trial_result("a", judged(0.5, 1.0))  # a restarted trial reports again
-    assert study.trials[0].intermediate_values == {1: 0.5}
+def test_a_rebuilt_journal_still_begins_with_the_starts_that_were_not_tried(tmp_path: Path) -> None:
+    first = begin(tmp_path).ask()
+    (tmp_path / "optuna.journal").unlink()
+    number, _, params = begin(tmp_path, [row(first, "COMPLETE", 0.5)]).ask()
+    assert (number, params["weight"]) == (1, 0.9)
 
 
-def test_a_resumed_study_does_not_propose_the_same_points_again(tmp_path: Path) -> None:
-    def propose(journal: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        _, search = begin(journal, rows)
-        names = [f"{len(rows)}-{k}" for k in range(2)]
-        proposed = [without_number(search.suggest(name)) for name in names]
-        for name in names:
-            search.on_trial_complete(name, {"failure": "x"})
-        return proposed
-
-    first = propose(tmp_path / "one", [])
-    later = propose(tmp_path / "one", [row(0, "FAIL"), row(1, "FAIL")])
-
-    assert propose(tmp_path / "two", []) == first  # the same study run anew is the same study
-    assert not any(params in first for params in later)
+def test_settings_outside_the_methods_own_range_are_a_start_that_a_rebuilt_journal_survives(tmp_path: Path) -> None:
+    config = ArmConfig(name="a", method=Kd(rate=2.0), trials=3)
+    first = begin(tmp_path, [], config).ask()
+    assert first[1] == Kd(rate=2.0)
+    (tmp_path / "optuna.journal").unlink()
+    again = begin(tmp_path, [row(first, "COMPLETE", 0.5)], config)
+    assert again.optuna.trials[0].value == 0.5
+    assert again.ask()[0] == 1
 
 
-def test_a_lock_that_a_killed_process_left_on_the_journal_is_not_waited_for(journal: Path) -> None:
-    open_optuna(CONFIG, journal, SPACE)
-    Path(f"{journal}.lock").symlink_to(journal)
-    _, search = begin(journal, [])
-    assert search.suggest("a") is not None
+def test_a_start_within_the_studys_space_is_kept_and_one_outside_is_drawn(tmp_path: Path) -> None:
+    space = Space({"weight": (0.5, 0.9), "temperature": Range(20, 30), "rate": Range(0.05, 0.2)})
+    _, drawn, _ = begin(tmp_path, [], ArmConfig(name="a", method=Kd(), trials=3, space=space)).ask()
+    assert isinstance(drawn, Kd)
+    assert (drawn.weight, drawn.rate) == (0.9, 0.1)
+    assert 20 <= drawn.temperature <= 30
 
 
-def test_the_scheduler_knows_the_rungs_that_earlier_trials_reached() -> None:
-    rows = [row(n, "COMPLETE", 0.9) for n in range(3)] + [row(3, "FAIL"), row(4, "RUNNING")]
-    epochs = {
-        n: [
-            {"index": 0, "val_accuracy": None, "rung_epoch": None},
-            {"index": 1, "val_accuracy": 0.8, "rung_epoch": 1.0},
-            {"index": 2, "val_accuracy": 0.9, "rung_epoch": 3.0},
-        ]
-        for n in range(4)
-    }
-    late, good = SimpleNamespace(trial_id="late"), SimpleNamespace(trial_id="good")
-    primed, fresh = build_scheduler(CONFIG, rows, epochs), build_scheduler(CONFIG, [], {})
-    for scheduler in (primed, fresh):
-        scheduler.on_trial_add(None, late)
-        scheduler.on_trial_add(None, good)
-
-    assert primed.on_trial_result(None, good, judged(0.95, 1.0)) == TrialScheduler.CONTINUE
-    assert primed.on_trial_result(None, late, judged(0.1, 1.0)) == TrialScheduler.STOP
-    assert fresh.on_trial_result(None, late, judged(0.1, 1.0)) == TrialScheduler.CONTINUE
+def test_a_trial_that_no_row_knows_keeps_the_numbers_in_a_rebuilt_journal(tmp_path: Path) -> None:
+    search = begin(tmp_path)
+    asked = [search.ask() for _ in range(4)]
+    (tmp_path / "optuna.journal").unlink()
+    again = begin(tmp_path, [row(asked[n], "COMPLETE", 0.5) for n in (0, 1, 3)])
+    assert [again.ask()[0] for _ in range(2)] == [2, 4]
 
 
-def test_without_early_stopping_there_is_no_scheduler() -> None:
-    assert build_scheduler(StudyConfig(name="toy", early_stopping=False), [], {}) is None
+def test_a_lock_that_a_killed_process_left_on_the_journal_is_not_waited_for(tmp_path: Path) -> None:
+    begin(tmp_path)
+    (tmp_path / "optuna.journal.lock").symlink_to(tmp_path / "optuna.journal")
+    assert begin(tmp_path).ask()[0] == 0
 
 
-def test_a_study_begins_with_its_starts_without_and_with_soft_targets(journal: Path) -> None:
-    _, search = begin(journal, [])
-    first, second = search.suggest("a"), search.suggest("b")
+def test_arms_do_not_learn_from_one_another(tmp_path: Path) -> None:
+    journal = Journal(Storage(tmp_path))
+    one, two = (ArmSearch(replace(ARM, name=name), TAPS, journal, [], 0) for name in ("one", "two"))
+    one.ask()
+    one.tell(0, "COMPLETE", 0.5)
+    assert two.ask()[0] == 0
+    assert two.optuna.trials[0].state == TrialState.RUNNING
 
-    assert first is not None
-    assert second is not None
-    assert (first["number"], second["number"]) == (0, 1)
-    assert {name: second[name] for name in first if name not in ("number", "soft_targets")} == {
-        name: value for name, value in first.items() if name not in ("number", "soft_targets")
-    }
-    assert (first["soft_targets"], second["kd_weight"], second["temperature"]) == (False, 0.9, 4.0)
+
+SPACES: list[tuple[Method, dict[str, Range | tuple[Any, ...]]]] = [
+    (Dfkt(), {"rounds": (1,), "rate": Range(0.2, 0.3), "order": ("local",)}),
+    (Dfkt(), {"pattern": ("adjacent", "sliding-2"), "flow_rate": (0.05, 0.1), "soft_targets": (True,)}),
+    (Dfkt(), {"rounds": Range(2, 3), "share": (0.5,), "temperature": Range(2, 3, log=True)}),
+    (Kd(), {"weight": (0.5,), "rate": (0.01, 0.9), "temperature": Range(20, 30)}),
+]
+
+
+def within(value: Any, given: Range | tuple[Any, ...]) -> bool:
+    return given.low <= value <= given.high if isinstance(given, Range) else value in given
+
+
+@pytest.mark.parametrize(("method", "changes"), SPACES)
+def test_what_a_study_searches_holds_for_every_trial_the_starts_included(
+    method: Method, changes: Mapping[str, Any], tmp_path: Path
+) -> None:
+    config = ArmConfig(name="a", method=method, trials=12, space=Space(changes))
+    search = begin(tmp_path, [], config)
+    for number in range(12):
+        _, drawn, params = search.ask()
+        search.tell(number, "COMPLETE", 0.5)
+        for name, given in changes.items():
+            if name in params:
+                assert within(params[name], given), (name, params[name])
+            if name in params and hasattr(drawn, name):
+                assert getattr(drawn, name) == params[name]
+        assert set(changes) <= set(params) | {"rounds", "order", "temperature"}  # they have no meaning in every trial
+    for drawn in random_draws(config, TAPS, 12):
+        assert all(within(getattr(drawn, name), given) for name, given in changes.items() if name == "rate")
+
+
+def test_random_draws_are_the_same_at_every_call_and_leave_no_trace(tmp_path: Path) -> None:
+    draws = random_draws(ARM, TAPS, 20)
+    assert draws == random_draws(ARM, TAPS, 20)
+    assert len(set(map(repr, draws))) == 20
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """A remote folder, which a local one plays."""
+    system = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    monkeypatch.setattr("dfkt.store.files._from_uri", lambda uri: (system, uri.partition("://")[2]))
+    return Storage("far://study")
+
+
+def test_a_remote_studys_journal_is_worked_on_here_and_sent_there(remote: Storage, tmp_path: Path) -> None:
+    journal = Journal(remote)
+    search = ArmSearch(ARM, TAPS, journal, [], 0)
+    before = search.ask()
+    assert not (tmp_path / "study" / "optuna.journal").exists()
+    journal.publish()
+    sent = (tmp_path / "study" / "optuna.journal").read_bytes()
+    assert sent == journal.path.read_bytes()
+
+    journal.path.write_text("of another study at that address")  # the folder is the truth
+    again = ArmSearch(ARM, TAPS, Journal(remote), [row(before, "RUNNING")], 0)
+    assert again.ask() == before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restless(Kd):
+    """A method whose second parameter has a meaning for one value of the first only."""
+
+    def sample(self, trial: Draw, taps: StudentTaps) -> "Restless":
+        warm = trial.suggest_categorical("warm", (False, True))
+        return replace(self, temperature=trial.suggest_float("temperature", 2, 9) if warm else 1.0)
+
+    def columns(self, taps: StudentTaps) -> dict[str, type]:
+        return {"warm": bool, "temperature": float}
+
+    def starts(self, taps: StudentTaps) -> tuple[dict[str, Any], ...]:
+        return ({"warm": False}, {"warm": False}, {"warm": True, "temperature": 2.0})
+
+
+def test_a_start_that_is_listed_twice_is_tried_once(tmp_path: Path) -> None:
+    search = begin(tmp_path, [], ArmConfig(name="a", method=Restless(), trials=3))
+    assert [search.ask()[2] for _ in range(2)] == [{"warm": False}, {"warm": True, "temperature": 2.0}]
+
+
+def test_optuna_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    begin(tmp_path).ask()
+    random_draws(ARM, TAPS, 2)
+    assert capfd.readouterr() == ("", "")
+    assert optuna.logging.get_verbosity() == optuna.logging.ERROR

@@ -1,224 +1,253 @@
-"""A study runs to its end whatever stops it, and its store tells the truth.
+"""Studies run to their end on a real Ray cluster, whatever stops them; what needs no training trains nothing.
 
-All studies run on one Ray cluster, which a process of its own holds, but for the one that is killed: it starts its own.
+One process of its own holds the cluster of all tests here.
 """
 
-import dataclasses
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import CPUS, RAY_MARKS, processes_of
+from conftest import CPUS, RAY_MARKS
+from study.played import Run, arm, faulty, idle, open_study, patient, payloads, tiny, toy
 
-from dfkt.cli.main import run_script
-from dfkt.config import (
-    DataConfig,
-    FlowConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    RunConfig,
-    StudyConfig,
-    TeacherConfig,
-    TrainConfig,
-)
-from dfkt.errors import ConfigError, StudyError
-from dfkt.store.study_store import read_study
-from dfkt.store.files import Storage
-from dfkt.study.study import StudyResult, run_study
+from dfkt.config import Placement
+from dfkt.errors import ConfigError
+from dfkt.methods.kd import Kd
+from dfkt.methods.registry import METHODS
+from dfkt.store.study_store import Study, read_study
+from dfkt.study.cluster import cluster
+from dfkt.study.config import ArmConfig, StudyConfig, ablations
 from dfkt.study.driver import Workers
+from dfkt.study.queue import Queue
+from dfkt.study.study import Outcome, run_queue, run_studies
 
 pytestmark = RAY_MARKS
+TABLES = ("trials", "epochs", "finals", "final_epochs")
+ONE = Workers(gpus=0)
+HERE = Path(__file__).parents[1]
+Said = tuple[Outcome, list[str]]
 
 
-def tiny(home: Path, name: str, **changes: Any) -> StudyConfig:
-    """A study of seconds."""
-    base = RunConfig(
-        data=DataConfig(name="digits", limit_train=300, limit_test=60),
-        teacher=TeacherConfig(
-            network=NetworkConfig(name="resnet8", width=0.5),
-            train=TrainConfig(epochs=1, batch_size=64),
-            root=str(home / "teachers"),
-        ),
-        student=NetworkConfig(name="resnet8", width=0.25),
-        train=TrainConfig(epochs=2, batch_size=64),
-    )
-    settings: dict[str, Any] = {"base": base, "trials": 2, "seeds": 1, "baselines": ("scratch",)}
-    return StudyConfig(name=name, **{**settings, "early_stopping": False, **changes})
+@pytest.fixture(scope="module", autouse=True)
+def _drivers_can_be_imported() -> Iterator[None]:
+    """The cluster's processes, started after this, know the helpers of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE))
+        yield
 
 
-def run(config: StudyConfig, home: Path, address: str, **more: Any) -> tuple[StudyResult, list[str]]:
+def run(home: Path, address: str, *configs: StudyConfig, workers: Workers = ONE) -> Said:
+    """Run studies, training included."""
     lines: list[str] = []
-    return run_study(config, str(home), address=address, log=lines.append, **more), lines
+    placement = Placement(teacher_root=str(home / "teachers"))
+    given: dict[str, Any] = {"placement": placement, "workers": workers, "address": address, "log": lines.append}
+    return run_studies(configs, str(home), **given), lines
 
 
-@pytest.fixture(scope="module")
-def first(home: Path, address: str) -> StudyResult:
-    """The study that most tests here look at, run once."""
-    return run(tiny(home, "first"), home, address)[0]
+def play(results: Path, address: str, *configs: StudyConfig, driver: Any = idle, log: Any = print) -> Queue:
+    """Run studies on the cluster with a driver that trains nothing."""
+    with cluster(address):
+        queue = Queue([open_study(config, results) for config in configs], log)
+        run_queue(queue, driver, ONE, max_failures=1, log=log)
+    return queue
 
 
-def same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    pd.testing.assert_frame_equal(one, other)
+def same(one: Study, other: Study) -> bool:
+    for name in TABLES:
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name))
     return True
 
 
-def test_a_study_runs_to_its_end(first: StudyResult, home: Path) -> None:
-    study = read_study(home / "first")
-    assert (first.interrupted, first.failures) == (False, 0)
-    assert list(study.trials.number) == [0, 1]
-    assert set(study.trials.state) == {"COMPLETE"}
+def test_a_queue_of_studies_runs_to_its_end_several_at_a_time(tmp_path: Path, address: str) -> None:
+    searched = arm("dfkt", 4)
+    arms = (searched, *ablations(searched, ["adjacent", "dense"]), arm("scratch", 3))
+    methods = [ArmConfig(name=name, method=kind()) for name, kind in METHODS.items()]
+    configs = [toy("one", *arms, early_stopping=True), toy("two", *methods, seeds=1)]
+    lines: list[str] = []
+    queue = play(tmp_path, address, *configs, log=lines.append)
+
+    assert (queue.over, queue.failures) == (True, 0)
+    assert lines[0] == f"24 runs to do, {CPUS} at a time"
+    one, two = (read_study(tmp_path / name) for name in ("one", "two"))
+    assert list(one.trials.number) == [0, 1, 2, 3, 0, 1, 2]
+    assert set(one.trials.state) <= {"COMPLETE", "PRUNED"}
+    assert set(one.finals.state) | set(two.finals.state) == {"COMPLETE"}
+    assert list(one.finals.seed) == [1, 2] * (len(one.finals) // 2)
+    assert {"dfkt", "dfkt-adjacent", "scratch"} <= set(one.finals.arm)
+    assert list(two.finals.arm) == list(METHODS)
+    assert two.finals.test_accuracy.notna().all()
+    assert one.epochs.groupby(["arm", "number"])["index"].apply(lambda found: list(found) == [*range(len(found))]).all()
+    assert sum(line.startswith("[") and "two " in line for line in lines) == len(METHODS)
+    for name in ("ray", "runs"):
+        assert not list(tmp_path.glob(f"*/{name}"))
+
+
+def test_a_process_that_dies_is_restarted_and_one_that_raises_says_why(tmp_path: Path, address: str) -> None:
+    config = toy("s", arm("scratch", 3), seeds=1)
+    lines: list[str] = []
+    queue = play(tmp_path, address, config, driver=faulty, log=lines.append)
+
+    study = read_study(tmp_path / "s")
+    assert list(study.trials.state) == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert list(study.trials.attempts[[0, 2]]) == [2, 1]
+    assert list(study.epochs[study.epochs.number == 0]["index"]) == [0, 1, 2]
+    assert "deep inside" in study.trials.error[1]
+    (final,) = study.finals.to_dict("records")  # its process was killed at every attempt: it stays to be done
+    assert (final["state"], final["attempts"]) == ("RUNNING", 2)
+    assert final["error"] not in ("", "None")
+    assert (queue.over, queue.failures) == (True, 2)
+
+    again = play(tmp_path, address, config)
+    (final,) = read_study(tmp_path / "s").finals.to_dict("records")
+    assert (final["state"], final["attempts"], again.failures) == ("COMPLETE", 3, 1)
+
+
+def test_ctrl_c_keeps_what_was_finished_and_the_rest_is_done_later(tmp_path: Path, address: str) -> None:
+    config = toy("s", arm("scratch", 4), seeds=1)
+
+    def interrupt(line: str) -> None:
+        if line.startswith("[1/"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    queue = play(tmp_path, address, config, driver=patient, log=interrupt)
+    before = read_study(tmp_path / "s")
+    assert not queue.over
+    assert list(before.trials.state[:2]) == ["COMPLETE", "RUNNING"]
+    assert "COMPLETE" not in list(before.trials.state[1:])
+    assert (tmp_path / "s" / "ray").exists() is False
+
+    play(tmp_path, address, config)
+    after = read_study(tmp_path / "s")
+    assert list(after.trials.state) == ["COMPLETE"] * 4
+    pd.testing.assert_frame_equal(after.trials.head(1), before.trials.head(1))
+
+
+MAIN = """
+import sys
+from pathlib import Path
+from study.played import patient
+from study.test_study import killed, play
+play(Path(sys.argv[1]), sys.argv[2], killed(), driver=patient, log=lambda line: print(line, flush=True))
+"""
+
+
+def killed() -> StudyConfig:
+    """The study whose main process is killed."""
+    return toy("killed", arm("dfkt", 4), seeds=2)
+
+
+def test_a_killed_study_goes_on_with_no_run_lost_or_doubled(tmp_path: Path, address: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, str(tmp_path), address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        if not any(line.startswith("[1/6]") for line in process.stdout):
+            raise AssertionError(process.stderr.read())
+        process.kill()
+    before = read_study(tmp_path / "killed")
+    assert list(before.trials.state)[:2] == ["COMPLETE", "RUNNING"]
+    running = before.trials.number[before.trials.state == "RUNNING"]
+
+    queue = play(tmp_path, address, killed())
+    after = read_study(tmp_path / "killed")
+    assert (queue.over, queue.failures) == (True, 0)
+    assert list(after.trials.number) == [0, 1, 2, 3]
+    assert set(after.trials.state) | set(after.finals.state) == {"COMPLETE"}
+    assert list(after.finals.seed) == [1, 2]
+    pd.testing.assert_frame_equal(after.trials.head(1), before.trials.head(1))
+    taken_up = after.trials[after.trials.number.isin(running)]
+    assert (taken_up.attempts == 2).all()
+    params = [name for name in before.trials if name.startswith("param_")]
+    pd.testing.assert_frame_equal(taken_up[params], before.trials[before.trials.number.isin(running)][params])
+
+
+TWO_ARMS = tiny("real", arm("scratch"), arm("dfkt", 2))
+
+
+@pytest.fixture(scope="module")
+def real(home: Path, address: str) -> Said:
+    """A study that really trains: two trials of DFKT, a final run of it and one from scratch."""
+    return run(home, address, TWO_ARMS)
+
+
+def test_a_study_trains_searches_and_tests(real: Said, home: Path) -> None:
+    study, (outcome, lines) = read_study(home / "real"), real
+    assert outcome == Outcome((str(home / "real"),), False, 0)
+    assert list(study.trials.state) == ["COMPLETE", "COMPLETE"]
     assert study.trials.last_val_accuracy.between(0, 1).all()
     assert study.trials.param_pattern.notna().all()
-    assert study.epochs.groupby("number").step.max().nunique() == 1  # the same number of steps for all
-    assert study.epochs[study.epochs.phase == "flow"].val_accuracy.isna().all()
-
-    assert sorted(study.finals.method) == ["dfkt", "scratch"]
-    assert set(study.finals.state) == {"COMPLETE"}
+    assert list(study.finals.arm) == ["scratch", "dfkt"]
+    assert list(study.finals.state) == ["COMPLETE", "COMPLETE"]
     assert study.finals.test_accuracy.between(0, 1).all()
+    assert set(study.trials.steps) | set(study.finals.steps) == {12}  # the same for all
+    assert study.epochs[study.epochs.phase == "flow"].val_accuracy.isna().all()
+    assert study.epochs.groupby("number")["index"].apply(lambda found: list(found) == [*range(len(found))]).all()
     assert 0 <= study.meta["teacher"]["test_accuracy"] <= 1
     assert len(study.meta["sessions"]) == 1
+    assert sum(line.startswith("[") for line in lines) == 4
 
 
-def test_nothing_is_left_behind_but_the_study(first: StudyResult, home: Path) -> None:
-    folder = home / "first"
-    assert not (folder / "ray").exists()
-    assert not list(folder.glob("runs/*"))
-    assert not list(folder.glob("finals_runs/*/state.pt"))
-    assert len(list(folder.glob("finals_runs/*/student.pt"))) == 2
+def test_a_winner_trained_with_the_trials_seed_would_be_the_trial_again(real: Said, home: Path) -> None:
+    study = read_study(home / "real")
+    best = study.meta["arms"]["dfkt"]["best"]
+    won = study.trials[study.trials.number == best["trial"]].iloc[0]
+    (final,) = study.finals[study.finals.arm == "dfkt"].to_dict("records")
+    assert (best["key"], final["settings"]) == (won.key, won.settings)
+    assert final["key"] != won.key
+    assert (final["seed"], won.seed, final["images"], final["workers"]) == (1, 0, won["images"], won.workers)
 
 
-def test_a_finished_study_run_again_does_nothing_new(first: StudyResult, home: Path, address: str) -> None:
-    again, lines = run(tiny(home, "first"), home, address)
-    assert (again.interrupted, again.failures) == (False, 0)
-    for table in ("trials", "epochs", "finals", "final_epochs"):
-        assert same(getattr(again.study, table), getattr(first.study, table))
-    assert not any(line.startswith(("search", "final", "[")) for line in lines)
+def test_nothing_is_left_behind_but_the_study(real: Said, home: Path) -> None:
+    names = {path.name for path in (home / "real").iterdir()}
+    assert names == {".lock", "study.json", "teacher.pt", "optuna.journal", "students", *TABLES}
+    files = sorted(str(path.relative_to(home / "real" / "students")) for path in (home / "real").rglob("student*.pt"))
+    assert files == ["dfkt-seed1/student.pt", "scratch-seed1/student.pt"]
+    assert not list((home / "real").rglob("state.pt"))
 
 
-def test_more_trials_are_added_to_those_there_are(first: StudyResult, home: Path, address: str) -> None:
-    shutil.copytree(home / "first", home / "more" / "first")
-    more, lines = run(tiny(home, "first", trials=3, baselines=("scratch", "kd")), home / "more", address)
-
-    assert list(more.study.trials.number) == [0, 1, 2]
-    assert same(more.study.trials.head(2), first.study.trials)
-    assert any("3 trials, 2 done before" in line for line in lines)
-    old = more.study.finals[more.study.finals.number.isin(first.study.finals.number)].reset_index(drop=True)
-    assert same(old, first.study.finals)
-    assert {"kd", "scratch", "dfkt"} <= set(more.study.finals.method)
+def test_moved_and_run_again_it_does_nothing_new(real: Said, home: Path, address: str, tmp_path: Path) -> None:
+    shutil.copytree(home / "real", tmp_path / "real")
+    (outcome, lines) = run(tmp_path, address, replace(TWO_ARMS, max_failures=0))
+    assert (outcome.interrupted, outcome.failures) == (False, 0)
+    assert same(read_study(tmp_path / "real"), read_study(home / "real"))
+    assert lines == [line for line in lines if line.startswith("teacher ")]
+    assert not (tmp_path / "teachers").exists()
 
 
-def test_another_configuration_is_refused_with_the_difference_named(
-    first: StudyResult, home: Path, address: str
-) -> None:
-    config = tiny(home, "first")
-    longer = dataclasses.replace(
-        config, base=dataclasses.replace(config.base, train=TrainConfig(epochs=5, batch_size=64))
-    )
-    with pytest.raises(StudyError, match=r"base\.train\.epochs was 2, is 5"):
-        run(longer, home, address)
+def test_a_run_may_span_several_workers(real: Said, home: Path, address: str) -> None:
+    config = tiny("spread", ArmConfig(name="kd", method=Kd()), train=replace(TWO_ARMS.train, epochs=2))
+    outcome, _ = run(home, address, config, workers=Workers(count=2, gpus=0))
+    study = read_study(home / "spread")
+    (row,) = study.finals.to_dict("records")
+    assert (outcome.failures, row["state"], row["workers"], row["attempts"]) == (0, "COMPLETE", 2, 1)
+    assert (row["steps"], row["images"]) == (8, 8 * 64)
+    assert list(study.final_epochs["index"]) == [0, 1]
+    assert study.final_epochs.soft_loss.notna().all()
+    assert (home / "spread" / "students" / "kd-seed1" / "student.pt").exists()
+    assert read_study(home / "real").meta["teacher"]["key"] == study.meta["teacher"]["key"]
 
 
-def test_a_folder_in_use_is_refused(home: Path) -> None:
-    with Storage(home / "busy").lock(), pytest.raises(StudyError, match="in use"):
-        run_study(tiny(home, "busy"), str(home))
+def test_more_than_the_cluster_has_is_refused_before_anything_is_written(home: Path, address: str) -> None:
+    with pytest.raises(ConfigError, match=f"3 workers of 1 CPU, each on one machine, but the cluster has {CPUS} CPU"):
+        run(home, address, tiny("wide"), workers=Workers(count=3, gpus=0))
+    assert [path.name for path in (home / "wide").iterdir()] == [".lock"]
 
 
-def test_more_workers_than_the_cluster_has_are_refused_before_anything_is_written(home: Path, address: str) -> None:
-    with pytest.raises(ConfigError, match=f"takes 3 CPU, but the cluster has {CPUS}"):
-        run(tiny(home, "wide"), home, address, workers=Workers(count=3))
-    assert not (home / "wide" / "study.json").exists()
-    assert not (home / "wide" / "teacher.pt").exists()
-
-
-def test_no_cluster_at_an_address_is_bad_input(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_script(tiny(home, "alone"), "", ["--results", str(home), "--address", "nonsense"]) == 2
-    assert capsys.readouterr().err.startswith("error: No Ray cluster answers at nonsense")
-
-
-def test_a_trial_whose_loss_becomes_nan_is_failed_with_its_place(
-    home: Path, address: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tiny(home, "nan")
-    explosive = FlowConfig(optimizer=OptimizerConfig(weight_decay=1e30))
-    config = dataclasses.replace(config, base=dataclasses.replace(config.base, flow=explosive))
-
-    assert run_script(config, "", ["--results", str(home), "--address", address]) == 1
-
-    trials = read_study(home / "nan").trials
-    assert list(trials.state) == ["FAIL", "FAIL"]
-    assert trials.error.str.contains(r"in (?:round|task).*stage.*, epoch").all()
-    assert trials.error.str.contains(r"epoch \d+, step \d+").all()
-    assert trials.last_val_accuracy.isna().all()
-    assert list(trials.attempts) == [1, 1]  # it would end the same
-    assert "no trial was completed" in capsys.readouterr().out
-
-
-def test_a_trial_may_span_several_workers(home: Path, address: str) -> None:
-    result, _ = run(tiny(home, "spread", trials=1, baselines=()), home, address, workers=Workers(count=2))
-    assert (list(result.study.trials.state), list(result.study.trials.workers)) == (["COMPLETE"], [2])
-    assert list(result.study.finals.state) == ["COMPLETE"]
-
-
-def command(home: Path, name: str, *more: str) -> list[str]:
-    switches = f"--name {name} --results {home} --trials 6 --seeds 1 --epochs 3 --batch-size 64 --limit-train 300"
-    networks = f"--teacher resnet8 --student-width 0.25 --teacher-epochs 1 --teacher-root {home / 'teachers'}"
-    return [sys.executable, "-m", "dfkt", "study", *switches.split(), *networks.split(), "--baselines", "", *more]
-
-
-def start_and_wait_for_a_trial(arguments: list[str]) -> subprocess.Popen[str]:
-    """Start a study, and return when its first finished trial was told while others are left."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("[1/6]"):
-            return process
-    assert process.stderr is not None
-    raise AssertionError(process.stderr.read())
-
-
-@pytest.mark.timeout(480)
-def test_a_killed_study_goes_on_and_leaves_no_process(home: Path, address: str) -> None:
-    process = start_and_wait_for_a_trial(command(home, "killed"))
-    with process:
-        process.kill()
-    before = read_study(home / "killed").trials
-    finished = before[before.state != "RUNNING"].reset_index(drop=True)
-    assert 1 <= len(finished) < 6
-
-    deadline = time.monotonic() + 180  # Ray notices after a while that its driver is gone
-    while left := processes_of(process.pid):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.5)
-
-    done = subprocess.run(
-        command(home, "killed", "--address", address), capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    trials = read_study(home / "killed").trials
-    assert list(trials.number) == list(range(6))
-    assert not (trials.state == "RUNNING").any()
-    assert same(trials[trials.number.isin(finished.number)].reset_index(drop=True), finished)
-    assert (trials[trials.number.isin(before[before.state == "RUNNING"].number)].attempts >= 2).all()
-
-
-def test_ctrl_c_keeps_what_was_finished(home: Path, address: str) -> None:
-    process = start_and_wait_for_a_trial(command(home, "stopped", "--address", address))
-    with process:
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert "the same command goes on from there" in out + err
-    assert "Traceback" not in out + err
-    trials = read_study(home / "stopped").trials
-    assert (trials.state != "RUNNING").any()
-    assert trials.number.is_unique
+def test_made_up_epochs_end_as_real_ones_do(tmp_path: Path) -> None:
+    handed: Run = Queue([open_study(toy(), tmp_path)], print).next()  # type: ignore[assignment]
+    *before, last = payloads(handed)
+    assert [payload["complete"] for payload in (*before, last)] == [False, False, True]

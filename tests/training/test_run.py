@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from dfkt.methods.builders import baseline
 
-from dfkt.training import run as worker
-from dfkt.training.state import load_state
 from dfkt.config import FlowConfig, OptimizerConfig, RunConfig, TaskConfig, TrainConfig
 from dfkt.data.load import load_data
-from dfkt.methods.builders import baseline
 from dfkt.store.files import Storage
-from dfkt.training.teacher import find_teacher, publish_teacher
+from dfkt.training import run as worker
 from dfkt.training.run import Job, Payload, images_for, run_job, teacher_for
+from dfkt.training.state import load_state
+from dfkt.training.teacher import find_teacher, publish_teacher
 
 CPU = torch.device("cpu")
 TIMES = ("seconds", "images_per_second")

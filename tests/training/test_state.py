@@ -1,15 +1,26 @@
-"""States as bytes, and users' weights in all shapes that people save."""
+"""States as bytes, draws that belong to one run, and users' weights in all shapes that people save."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_runs import same
 from torch import nn
 
-from dfkt.training.state import load_state, load_weights, random_state, read_weights, save_state, set_random_state
 from dfkt.errors import CheckpointError, InputError
 from dfkt.store.files import Storage
+from dfkt.training.state import (
+    draw_seed,
+    hash_weights,
+    load_state,
+    load_weights,
+    own_random,
+    read_weights,
+    save_state,
+)
+
+CPU = torch.device("cpu")
 
 
 def network() -> nn.Module:
@@ -25,7 +36,7 @@ def test_a_state_comes_back_as_it_was(tmp_path):
 
     assert back is not None
     assert (back["step"], back["optimizer"], back["history"]) == (3, None, state["history"])
-    assert all(torch.equal(value, back["student"][name]) for name, value in network().state_dict().items())
+    assert same(back["student"], network().state_dict())
     assert folder.names() == ["state.pt"]
 
 
@@ -54,42 +65,90 @@ def test_a_damaged_state_is_named_with_a_remedy(tmp_path, keep):
         load_state(folder)
 
 
-def test_random_numbers_go_on_where_they_were():
-    states = random_state()
-    first = torch.rand(3)
-    torch.rand(5)
-    set_random_state(states)
+def test_draws_of_ones_own_follow_the_seed_and_leave_the_process_where_it_was():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    found = []
+    for seed in (7, 7, 8):
+        with own_random(seed, CPU):
+            found.append(torch.rand(2))
 
-    assert torch.equal(torch.rand(3), first)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_process_goes_on_where_it_was_after_an_error_too():
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="shape"), own_random(3, CPU):
+        torch.rand(2).reshape(3)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_seed_step_and_worker_draws_its_own():
+    seeds = {draw_seed(seed, step, rank) for seed in (0, 1, 2**63 - 1) for step in range(5) for rank in range(4)}
+
+    assert len(seeds) == 3 * 5 * 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert draw_seed(1, 2, 3) == draw_seed(1, 2, 3)
+
+
+def test_a_hash_names_weights_to_the_last_bit_whatever_their_order_and_memory():
+    weights = dict(network().state_dict())
+    name = hash_weights(weights)
+    one_bit = {n: v.clone() for n, v in weights.items()}
+    one_bit["0.weight"].view(torch.int32)[0, 0] ^= 1
+    turned = weights | {"0.weight": weights["0.weight"].T.contiguous().T}
+    others = [
+        one_bit,
+        weights | {"0.weight": weights["0.weight"].double()},
+        weights | {"0.weight": weights["0.weight"].reshape(3, 2)},
+        {("1.weight" if n == "1.bias" else "1.bias" if n == "1.weight" else n): v for n, v in weights.items()},
+        {n: v for n, v in weights.items() if n != "1.num_batches_tracked"},
+    ]
+
+    assert len(name) == 12
+    assert hash_weights(dict(reversed(weights.items()))) == hash_weights(turned) == name
+    assert not turned["0.weight"].is_contiguous()
+    assert len({name, *map(hash_weights, others)}) == 1 + len(others)
+
+
+def test_weights_of_every_type_have_a_hash():
+    weights = {"b": torch.ones(2, dtype=torch.bfloat16), "t": torch.tensor(True), "e": torch.ones(0)}
+    assert hash_weights(weights) != hash_weights(weights | {"t": torch.tensor(False)})
 
 
 def prefixed(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {f"{prefix}{name}": value for name, value in weights.items()}
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda w: w,
-        lambda w: {"state_dict": w, "epoch": 3},
-        lambda w: {"model": w, "optimizer": {}},
-        lambda w: {"student": w, "step": 3},
-        lambda w: {"state_dict": {"model": w}},
-        lambda w: prefixed(w, "module."),
-        lambda w: {"state_dict": prefixed(w, "module."), "arch": "resnet26"},
-    ],
-    ids=["bare", "state_dict", "model", "student", "nested", "DataParallel", "DataParallel in state_dict"],
-)
+WRAPPED = {
+    "bare": lambda w: w,
+    "state_dict": lambda w: {"state_dict": w, "epoch": 3},
+    "model": lambda w: {"model": w, "optimizer": {}},
+    "student": lambda w: {"student": w, "step": 3},
+    "nested": lambda w: {"state_dict": {"model": w}},
+    "DataParallel": lambda w: prefixed(w, "module."),
+    "DataParallel in state_dict": lambda w: {"state_dict": prefixed(w, "module."), "arch": "resnet26"},
+    "compiled": lambda w: prefixed(w, "_orig_mod."),
+    "compiled, then DataParallel": lambda w: prefixed(w, "module._orig_mod."),
+    "DataParallel, then compiled": lambda w: {"model": prefixed(w, "_orig_mod.module.")},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
 def test_a_users_weights_are_found_in_every_usual_wrapping(tmp_path, wrap):
     expected = network().state_dict()
     path = str(tmp_path / "teacher.pt")
-    torch.save(wrap(dict(expected)), path)
+    torch.save(WRAPPED[wrap](dict(expected)), path)
     weights = read_weights(path)
     other = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     load_weights(other, weights, path, "the teacher")
 
     assert weights.keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
+    assert same(other.state_dict(), expected)
 
 
 @pytest.mark.parametrize(
@@ -144,4 +203,4 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path: Path, we
         load_weights(own, weights, "own.pt", "resnet8 for 4 classes")
     assert "Teacher checkpoint own.pt does not fit resnet8 for 4 classes: " in str(error.value)
     assert problem in str(error.value)
-    assert all(torch.equal(value, own.state_dict()[name]) for name, value in network().state_dict().items())
+    assert same(own.state_dict(), network().state_dict())

@@ -1,7 +1,8 @@
-"""The teacher: trained once, found again, or a user's own."""
+"""The teacher: trained once, found again, a study's own for good, or a user's."""
 
 import json
-import multiprocessing
+import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -9,124 +10,126 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import synthetic_images
+from small_runs import same
 
-from dfkt.training import teacher as module
-from dfkt.training.state import load_state
-from dfkt.config import NetworkConfig, OptimizerConfig, TeacherConfig, TrainConfig
-from dfkt.data.load import ImageSet
+from dfkt.config import NetworkConfig, OptimizerConfig, Placement, TeacherConfig, TrainConfig
+from dfkt.data.image_set import ImageSet, Split
 from dfkt.errors import CheckpointError
 from dfkt.store.files import Storage
-from dfkt.training.teacher import check_checkpoint, find_teacher, load_teacher, publish_teacher, teacher_key
-from dfkt.training.loop import evaluate
+from dfkt.training import teacher as module
+from dfkt.training.evaluate import evaluate
+from dfkt.training.state import hash_weights, load_state, read_weights
+from dfkt.training.teacher import Teacher, find_teacher, load_teacher, read_own, recipe_key
 
-
-@pytest.fixture
-def config(tmp_path: Path) -> TeacherConfig:
-    return TeacherConfig(
-        network=NetworkConfig(name="resnet8", width=0.25),
-        root=str(tmp_path / "teachers"),
-        train=TrainConfig(epochs=3, batch_size=32),
-    )
+CONFIG = TeacherConfig(network=NetworkConfig(name="resnet8", width=0.25), train=TrainConfig(epochs=3, batch_size=32))
+WIDE = replace(CONFIG, network=NetworkConfig(name="resnet8", width=0.5))
 
 
 def quiet(line: str) -> None:
     """Print nothing."""
 
 
-def only_folder(config: TeacherConfig) -> Path:
-    (folder,) = Path(config.root).iterdir()
+def only_folder(placement: Placement) -> Path:
+    (folder,) = Path(placement.teacher_root).iterdir()
     return folder
 
 
-def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    theirs = b.state_dict()
-    return all(torch.equal(value, theirs[name]) for name, value in a.state_dict().items())
+def trained_alike(a: Teacher, b: Teacher) -> bool:
+    return same(a.network.state_dict(), b.network.state_dict()) and (a.key, a.val_accuracy) == (b.key, b.val_accuracy)
 
 
-def test_a_teacher_is_trained_once_and_found_from_then_on(images, config):
+@pytest.fixture
+def own(images: ImageSet, tmp_path: Path) -> str:
+    """A user's checkpoint, of another seed than the one that would be trained."""
+    path = tmp_path / "own.pt"
+    network = module._build(replace(CONFIG, train=replace(CONFIG.train, seed=5)), images)
+    torch.save({"state_dict": network.state_dict()}, path)
+    return str(path)
+
+
+def test_a_teacher_is_trained_once_and_found_from_then_on(images, placement):
     lines: list[str] = []
-    first = find_teacher(config, images, lines.append)
+    first = find_teacher(CONFIG, images, placement, lines.append)
     trained = len(lines)
-    second = find_teacher(config, images, lines.append)
+    second = find_teacher(CONFIG, images, placement, lines.append)
 
     assert trained == 1 + 3 + 1  # what begins, every epoch, what is ready
     assert len(lines) == trained + 1
-    assert lines[-1].endswith(f"found in {only_folder(config)}")
-    assert same(first.network, second.network)
-    assert (first.key, first.val_accuracy) == (second.key, second.val_accuracy)
-    assert evaluate(second.network, images, images.val, config.train)[0] == second.val_accuracy
-    assert not (only_folder(config) / "state.pt").exists()
+    assert lines[-1].endswith(f"found in {only_folder(placement)}")
+    assert trained_alike(first, second)
+    assert first.key == hash_weights(first.network.state_dict())
+    assert evaluate(second.network, images, images.val, "auto")[0] == second.val_accuracy
+    assert not (only_folder(placement) / "state.pt").exists()
 
 
-def test_the_description_says_what_was_trained(images, config):
-    find_teacher(config, images, quiet)
-    about = json.loads((only_folder(config) / "teacher.json").read_text())
+def test_the_description_says_what_was_trained(images, placement):
+    find_teacher(CONFIG, images, placement, quiet)
+    about = json.loads((only_folder(placement) / "teacher.json").read_text())
 
     assert about["network"]["name"] == "resnet8"
     assert about["train"]["epochs"] == 3
     assert about["seconds"] > 0
 
 
-def test_those_who_ask_at_once_wait_for_the_one_who_trains(images, config):
+def test_weights_that_were_deleted_are_trained_again(images, placement):
+    first = find_teacher(CONFIG, images, placement, quiet)
+    (only_folder(placement) / "teacher.pt").unlink()
+
+    assert trained_alike(find_teacher(CONFIG, images, placement, quiet), first)
+
+
+def test_those_who_ask_at_once_wait_for_the_one_who_trains(images, placement):
     lines: list[str] = []
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: find_teacher(config, images, lines.append), range(3)))
+        found = list(pool.map(lambda _: find_teacher(CONFIG, images, placement, lines.append), range(3)))
 
     assert sum(line.startswith("training teacher") for line in lines) == 1
     assert sum("found in" in line for line in lines) == 2
-    assert same(found[0].network, found[1].network)
-    assert same(found[0].network, found[2].network)
+    assert trained_alike(found[0], found[1])
+    assert trained_alike(found[0], found[2])
 
 
-def _ask(config: TeacherConfig, queue: "multiprocessing.Queue[list[str]]") -> None:
-    lines: list[str] = []
-    torch.set_num_threads(1)
-    find_teacher(config, synthetic_images(), lines.append)
-    queue.put(lines)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_processes_that_ask_at_once_train_once(config):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_ask, args=(config, queue), daemon=True) for _ in range(2)]
-    for process in processes:
-        process.start()
-    lines = [line for _ in processes for line in queue.get(timeout=250)]
-    for process in processes:
-        process.join()
-
-    assert sum(line.startswith("training teacher") for line in lines) == 1
-
-
-def test_the_key_follows_settings_and_images_and_not_where_files_lie(images, config):
-    key = teacher_key(config, images)
-    others = [
-        replace(config, network=replace(config.network, width=0.5)),
-        replace(config, train=replace(config.train, epochs=4)),
-        replace(config, train=replace(config.train, seed=1)),
-        replace(config, optimizer=OptimizerConfig(lr=0.05)),
+def test_the_recipe_follows_settings_and_images(images):
+    darker = replace(images, padded=Split(images.padded.images // 2, images.padded.labels))
+    swapped = replace(images, padded=Split(images.padded.images, images.padded.labels.flip(0)))
+    recipes = [
+        (CONFIG, images),
+        (WIDE, images),
+        (replace(CONFIG, network=NetworkConfig(name="resnet14", width=0.25)), images),
+        (replace(CONFIG, rate=0.05), images),
+        (replace(CONFIG, train=replace(CONFIG.train, epochs=4)), images),
+        (replace(CONFIG, train=replace(CONFIG.train, seed=1)), images),
+        (replace(CONFIG, train=replace(CONFIG.train, batch_size=16)), images),
+        (replace(CONFIG, train=replace(CONFIG.train, clip_norm=1.0)), images),
+        (replace(CONFIG, train=replace(CONFIG.train, precision="float32")), images),
+        (replace(CONFIG, train=replace(CONFIG.train, optimizer=OptimizerConfig(momentum=0.5))), images),
+        (CONFIG, darker),
+        (CONFIG, swapped),
+        (CONFIG, synthetic_images(padding=2)),
+        (CONFIG, synthetic_images(flip=True)),
+        (CONFIG, synthetic_images(count=95)),
     ]
-    darker = replace(images, train=replace(images.train, images=images.train.images // 2))
-    swapped = replace(images, train=replace(images.train, labels=images.train.labels.flip(0)))
-    keys = {
-        key,
-        *(teacher_key(other, images) for other in others),
-        *(teacher_key(config, other) for other in (darker, swapped, replace(images, flip=True))),
-    }
 
-    assert len(keys) == 1 + len(others) + 3
-    assert teacher_key(replace(config, root="/elsewhere"), images) == key
-    assert teacher_key(replace(config, checkpoint="own.pt"), images) == key
-    assert teacher_key(config, synthetic_images()) == key
+    assert len({recipe_key(config, data) for config, data in recipes}) == len(recipes)
+
+
+def test_the_recipe_leaves_out_what_the_training_does_not_depend_on(images):
+    alike = [
+        replace(CONFIG, checkpoint="own.pt"),
+        replace(CONFIG, network=replace(CONFIG.network, taps=("stem", "layer1.0"))),
+        replace(CONFIG, train=replace(CONFIG.train, sync_batch_norm=False)),
+    ]
+    moved = replace(images, name="/elsewhere/synthetic", title="Another title")
+
+    assert {recipe_key(config, images) for config in alike} == {recipe_key(CONFIG, images)}
+    assert recipe_key(CONFIG, moved) == recipe_key(CONFIG, synthetic_images()) == recipe_key(CONFIG, images)
 
 
 class StopHereError(Exception):
     """Stands for a kill."""
 
 
-def stop_after(epochs: int, images: ImageSet, config: TeacherConfig) -> None:
+def stop_after(epochs: int, images: ImageSet, placement: Placement) -> None:
     lines: list[str] = []
 
     def log(line: str) -> None:
@@ -135,63 +138,107 @@ def stop_after(epochs: int, images: ImageSet, config: TeacherConfig) -> None:
             raise StopHereError
 
     with pytest.raises(StopHereError):
-        find_teacher(config, images, log)
+        find_teacher(CONFIG, images, placement, log)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3])
-def test_an_interrupted_training_goes_on_and_ends_the_same(images, config, tmp_path, epochs):
-    whole = find_teacher(replace(config, root=str(tmp_path / "whole")), images, quiet)
-    stop_after(epochs, images, config)
-    state = load_state(Storage(only_folder(config)))
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_an_interrupted_training_goes_on_and_ends_the_same(images, placement, tmp_path, epochs):
+    whole = find_teacher(CONFIG, images, replace(placement, teacher_root=str(tmp_path / "whole")), quiet)
+    stop_after(epochs, images, placement)
+    state = load_state(Storage(only_folder(placement)))
     assert state is not None
     assert state["step"] == epochs * 3
     lines: list[str] = []
-    resumed = find_teacher(config, images, lines.append)
+    resumed = find_teacher(CONFIG, images, placement, lines.append)
 
     assert sum("teacher epoch" in line for line in lines) == 3 - epochs
-    assert same(resumed.network, whole.network)
-    assert resumed.val_accuracy == whole.val_accuracy
+    assert trained_alike(resumed, whole)
 
 
-def test_a_published_teacher_is_loaded_by_every_worker(images, config, tmp_path):
-    teacher = find_teacher(config, images, quiet)
-    publish_teacher(teacher, Storage(tmp_path / "study"))
-
-    assert same(load_teacher(config, images, Storage(tmp_path / "study")), teacher.network)
-    with pytest.raises(CheckpointError, match=r"must lie in .*/empty/teacher.pt, but there are none"):
-        load_teacher(config, images, Storage(tmp_path / "empty"))
-
-
-def test_a_users_checkpoint_is_measured_and_nothing_is_trained(images, config, tmp_path, monkeypatch):
-    trained = find_teacher(config, images, quiet)
-    path = tmp_path / "own.pt"
-    torch.save({"state_dict": trained.network.state_dict()}, path)
+def test_a_study_keeps_its_teacher_whatever_becomes_of_the_others(images, placement, tmp_path, monkeypatch):
+    folder = Storage(tmp_path / "study")
+    first = find_teacher(CONFIG, images, placement, quiet, folder)
+    shutil.rmtree(placement.teacher_root)
     monkeypatch.setattr(module, "_train", lambda *_: pytest.fail("nothing may be trained"))
     lines: list[str] = []
-    own = find_teacher(replace(config, checkpoint=str(path)), images, lines.append)
+    second = find_teacher(CONFIG, images, placement, lines.append, folder)
 
-    assert own.val_accuracy == trained.val_accuracy
-    assert same(own.network, trained.network)
-    assert own.key != trained.key
-    assert own.about["checkpoint"] == str(path)
-    assert lines == [f"teacher resnet8 from {path}: val {100 * own.val_accuracy:.2f} %"]
+    assert trained_alike(first, second)
+    assert lines == [f"teacher resnet8: val {100 * first.val_accuracy:.2f} %, the study's own"]
 
 
-@pytest.mark.parametrize("ask", [check_checkpoint, lambda c, i: find_teacher(c, i, quiet)], ids=["check", "find"])
-def test_a_users_checkpoint_that_does_not_fit_is_refused(images, config, tmp_path, ask):
-    path = tmp_path / "own.pt"
-    wide = replace(config, network=NetworkConfig(name="resnet8", width=0.5))
-    torch.save(module._build(wide, images).state_dict(), path)
+def test_a_studys_teacher_wins_over_one_that_the_machine_has_trained(images, placement, tmp_path, own):
+    folder = Storage(tmp_path / "study")
+    theirs = find_teacher(replace(CONFIG, checkpoint=own), images, placement, quiet, folder)
+    ours = find_teacher(CONFIG, images, placement, quiet)
 
-    with pytest.raises(CheckpointError, match=rf"{path} does not fit resnet8 for 4 classes and 1 channels: .*shape"):
-        ask(replace(config, checkpoint=str(path)), images)
+    assert ours.key != theirs.key
+    assert trained_alike(find_teacher(CONFIG, images, placement, quiet, folder), theirs)
+
+
+def test_workers_load_the_teacher_of_the_study(images, placement, tmp_path):
+    folder = Storage(tmp_path / "study")
+    teacher = find_teacher(CONFIG, images, placement, quiet, folder)
+
+    assert same(load_teacher(CONFIG, images, folder).state_dict(), teacher.network.state_dict())
+    with pytest.raises(CheckpointError, match=r"must lie in .*/empty/teacher.pt, but there are none"):
+        load_teacher(CONFIG, images, Storage(tmp_path / "empty"))
+    with pytest.raises(CheckpointError, match=r"study/teacher.pt does not fit resnet8: .*shape"):
+        load_teacher(WIDE, images, folder)
+
+
+def test_a_users_checkpoint_is_measured_and_nothing_is_trained(images, placement, own, monkeypatch):
+    monkeypatch.setattr(module, "_train", lambda *_: pytest.fail("nothing may be trained"))
+    lines: list[str] = []
+    config = replace(CONFIG, checkpoint=own)
+    teacher = find_teacher(config, images, placement, lines.append)
+
+    assert same(teacher.network.state_dict(), read_weights(own))
+    assert teacher.key == hash_weights(read_weights(own))
+    assert teacher.val_accuracy == evaluate(read_own(config, images), images, images.val, "auto")[0]
+    assert lines == [f"teacher resnet8 from {own}: val {100 * teacher.val_accuracy:.2f} %"]
+
+
+def test_a_study_that_began_with_other_weights_refuses_a_users_checkpoint(images, placement, own, tmp_path):
+    folder = Storage(tmp_path / "study")
+    config = replace(CONFIG, checkpoint=own)
+    first = find_teacher(config, images, placement, quiet, folder)
+    assert trained_alike(find_teacher(config, images, placement, quiet, folder), first)
+    weights = read_weights(own)
+    weights["fc.bias"][0] += 1
+    torch.save(weights, own)
+
+    with pytest.raises(CheckpointError, match=rf"must stay {first.key}, but {own} holds other weights. Take another"):
+        find_teacher(config, images, placement, quiet, folder)
+    assert same(load_teacher(CONFIG, images, folder).state_dict(), first.network.state_dict())
+
+
+ASKS: list[Callable[[TeacherConfig, ImageSet, Placement], object]] = [
+    lambda config, images, placement: read_own(config, images),
+    lambda config, images, placement: find_teacher(config, images, placement, quiet),
+]
+
+
+@pytest.mark.parametrize("ask", ASKS, ids=["read", "find"])
+def test_a_users_checkpoint_that_does_not_fit_is_refused(images, placement, own, tmp_path, ask):
+    with pytest.raises(CheckpointError, match=rf"{own} does not fit resnet8 for 4 classes and 1 channels: .*shape"):
+        ask(replace(WIDE, checkpoint=own), images, placement)
     with pytest.raises(CheckpointError, match=r"absent\.pt does not exist"):
-        ask(replace(config, checkpoint=str(tmp_path / "absent.pt")), images)
+        ask(replace(CONFIG, checkpoint=str(tmp_path / "absent.pt")), images, placement)
 
 
-def test_a_checkpoint_that_fits_passes_the_check(images, config, tmp_path):
-    path = tmp_path / "own.pt"
-    torch.save(module._build(config, images).state_dict(), path)
+def test_a_teacher_of_double_precision_is_trained_kept_and_read(images, placement, own, tmp_path):
+    config = replace(CONFIG, train=replace(CONFIG.train, precision="float64", epochs=1))
+    folder = Storage(tmp_path / "study")
+    teacher = find_teacher(config, images, placement, quiet, folder)
 
-    check_checkpoint(replace(config, checkpoint=str(path)), images)
-    check_checkpoint(config, images)
+    assert all(p.dtype == torch.float64 for p in teacher.network.parameters())
+    assert trained_alike(find_teacher(config, images, placement, quiet, folder), teacher)
+    assert 0 <= find_teacher(replace(config, checkpoint=own), images, placement, quiet).val_accuracy <= 1
+
+
+def test_the_process_draws_on_as_if_no_teacher_had_been_trained(images, placement):
+    before = torch.get_rng_state()
+    find_teacher(CONFIG, images, placement, quiet)
+
+    assert torch.equal(torch.get_rng_state(), before)

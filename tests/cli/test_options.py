@@ -1,0 +1,147 @@
+"""Shared switches change what they name and nothing else; where things lie and what runs where is told rightly."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from cli.switches import make_folder, parsed
+
+from dfkt.cli import distill, study, teacher
+from dfkt.cli.options import (
+    absolute_path,
+    as_name,
+    data_name,
+    read_placement,
+    read_workers,
+    split_names,
+    with_choices,
+    with_data,
+    with_teacher,
+)
+from dfkt.config import DataConfig, NetworkConfig, OptimizerConfig, Placement, TeacherConfig, TrainConfig
+from dfkt.errors import ConfigError
+from dfkt.study.config import StudyConfig
+from dfkt.study.driver import Workers
+from dfkt.training.config import RunConfig
+
+WHOLE = RunConfig(
+    data=DataConfig(name="mnist", limit_train=500, padding=1),
+    teacher=TeacherConfig(network=NetworkConfig(name="resnet14", taps=("stem", "layer1.1")), rate=0.2),
+    student=NetworkConfig(name="resnet20", width=0.5, taps=("stem", "layer2.1")),
+    train=TrainConfig(
+        epochs=7, batch_size=32, clip_norm=3.0, seed=5, optimizer=OptimizerConfig(schedule="step", momentum=0.8)
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def _work_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_without_switches_nothing_changes() -> None:
+    assert with_choices(WHOLE, parsed(distill)) == WHOLE
+    assert with_choices(StudyConfig(name="s"), parsed(study)) == StudyConfig(name="s")
+
+
+def test_a_switch_changes_what_it_names() -> None:
+    changed = with_choices(WHOLE, parsed(distill, "--epochs", "2", "--student-taps", "stem, layer1.0", "--data", "digits"))
+    assert (changed.train.epochs, changed.student.taps, changed.data.name) == (2, ("stem", "layer1.0"), "digits")
+    assert changed.train.optimizer == WHOLE.train.optimizer
+    assert (changed.student.width, changed.data.padding, changed.teacher) == (0.5, 1, WHOLE.teacher)
+
+
+def test_batches_and_precision_are_the_teachers_too() -> None:
+    changed = with_choices(WHOLE, parsed(distill, "--batch-size", "16", "--precision", "float32"))
+    for train in (changed.train, changed.teacher.train):
+        assert (train.batch_size, train.precision) == (16, "float32")
+
+
+def test_a_folder_of_images_is_named_by_its_absolute_path(tmp_path: Path) -> None:
+    make_folder(tmp_path / "my images", "ab")
+    make_folder(tmp_path / "mnist", "ab")
+    for given, name in (("my images", str(tmp_path / "my images")), ("mnist", "mnist"), ("nowhere", "nowhere")):
+        assert with_data(DataConfig(), parsed(distill, "--data", given)).name == name
+
+
+def test_a_path_means_the_same_everywhere_and_ends_in_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a")
+    assert absolute_path("a") == str(tmp_path / "a")
+    assert absolute_path("link") == str(tmp_path / "link")
+    assert absolute_path("a/b/..") == str(tmp_path.resolve() / "a")
+    assert absolute_path("~/x") == str(Path.home() / "x")
+    assert absolute_path(None) is None
+    with pytest.raises(ConfigError, match="must not be empty"):
+        absolute_path("")
+
+
+def test_any_folder_gives_a_name_that_a_study_can_have(tmp_path: Path) -> None:
+    assert data_name("my images") == "my_images"
+    assert data_name(".") == as_name(tmp_path.name)
+    assert data_name("a/b/..") == "a"
+    assert data_name("cifar10") == "cifar10"
+    assert as_name("täps/x:y") == "t_ps_x_y"
+
+
+def test_names_are_separated_by_commas() -> None:
+    assert split_names(None) is None
+    assert split_names("") == ()
+    assert split_names("a, b,,c") == ("a", "b", "c")
+
+
+def test_one_cpu_is_what_a_run_takes_unless_it_is_told_otherwise() -> None:
+    assert read_workers(parsed(study)) == Workers(count=1, cpus=1, gpus=None)
+    given = parsed(study, "--workers-per-run", "2", "--cpus-per-worker", "3", "--gpus-per-worker", "0.5")
+    assert read_workers(given) == Workers(count=2, cpus=3, gpus=0.5)
+
+
+def test_without_gpus_a_run_is_placed_on_the_cpu() -> None:
+    workers = read_workers(parsed(study, "--gpus-per-worker", "0"))
+    assert workers.gpus == 0  # and not left to the cluster, as None is
+    assert workers.place(Placement()).device == "cpu"
+    assert "GPU" not in workers.resources
+
+
+@pytest.mark.parametrize("wrong", ["--workers-per-run 0", "--cpus-per-worker 0", "--gpus-per-worker -1"])
+def test_impossible_workers_are_refused(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="per (run|worker) >= "):
+        read_workers(parsed(study, *wrong.split()))
+
+
+def test_places_are_told_and_count_in_no_key(tmp_path: Path) -> None:
+    switches = ["--data-root", "d", "--teacher-root", "t", "--checkpoint-every", "3"]
+    placement = read_placement(parsed(study, *switches))
+    assert (placement.data_root, placement.teacher_root) == (str(tmp_path / "d"), str(tmp_path / "t"))
+    assert placement.checkpoint_every == 3
+    assert with_choices(WHOLE, parsed(study, *switches)).key == WHOLE.key
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (2, "cuda")])
+def test_a_command_without_a_cluster_takes_a_gpu_if_there_is_one(
+    gpus: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert read_placement(parsed(distill)).device == device
+    assert read_placement(parsed(distill, "--device", "cpu", "--threads", "3")) == Placement(threads=3)
+    assert read_placement(parsed(study)).device == "cpu"  # a study's runs are told by their driver
+
+
+@pytest.mark.parametrize("wrong", ["cuda:2", "cuda:x", "tpu", "", "cuda:"])
+def test_a_device_that_is_not_there_is_refused(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert read_placement(parsed(distill, "--device", "cuda:1")).device == "cuda:1"
+    with pytest.raises(ConfigError, match=f"must be one of cpu, cuda, cuda:0, cuda:1, but got '{wrong}'"):
+        read_placement(parsed(distill, "--device", wrong))
+
+
+def test_a_teachers_command_takes_only_what_changes_a_teacher() -> None:
+    def told(*argv: str) -> argparse.Namespace:
+        return parsed(teacher, *argv)
+
+    for switch in ("--epochs", "--teacher-epochs"):
+        assert with_teacher(TeacherConfig(), told(switch, "3")).train.epochs == 3
+    for switch in ("--clip-norm", "--checkpoint-every", "--student-width"):
+        with pytest.raises(SystemExit):
+            told(switch, "1")

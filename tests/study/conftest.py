@@ -1,0 +1,22 @@
+"""What all tests of studies share."""
+
+import functools
+import os
+
+import pytest
+
+from dfkt.store.origin import environment
+
+known = functools.cache(environment)
+
+
+@pytest.fixture(autouse=True)
+def _one_look_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions, commit and hardware are looked up once, not at every opening of a study."""
+    monkeypatch.setattr("dfkt.study.opening.environment", known)
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written need not reach the disk: a killed process's files are there without."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
