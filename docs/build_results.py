@@ -161,7 +161,7 @@ def _about(figures: f.Figures, setting: str) -> str:
 
 def _accuracy(figures: f.Figures, setting: str) -> str:
     runs, about = figures.runs[figures.runs.setting == setting], f.setting_about(figures, setting)
-    table = s.accuracy_table(figures, setting, a.main_arms(about))
+    table = s.accuracy_table(figures, setting, a.main_arms(about), a.OURS)
     return "\n\n".join([t.markdown_table(t.accuracy_cells(table)), *a.setting_notes(about, runs)])
 
 

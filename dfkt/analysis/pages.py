@@ -19,8 +19,8 @@ from dfkt.analysis.figures import (
     study_figures,
     to_storage,
 )
-from dfkt.analysis.statistics import SCRATCH, accuracy_table, scratch_level, speed_table
-from dfkt.analysis.tables import accuracy_cells, column_notes, number, percent, speed_cells, text_table
+from dfkt.analysis.statistics import SCRATCH, accuracy_table, pair_table, scratch_level, speed_table
+from dfkt.analysis.tables import accuracy_cells, column_notes, number, pair_cells, percent, speed_cells, text_table
 from dfkt.errors import InputError
 from dfkt.methods.base import Method
 from dfkt.store.rows import best_trials, row_settings, trial_params
@@ -113,7 +113,25 @@ def _page(figures: Figures, setting: str, trials: pd.DataFrame, best: int | None
     if not tables:
         return "\n".join([*lines, "", "no final run is complete" if len(runs) else "no final runs yet"])
     lines += [f"\n{title}\n{text_table(cells)}" for title, cells in tables.items()]
-    return "\n".join([*lines, "", column_notes(str(name) for cells in tables.values() for name in cells)])
+    notes = column_notes(str(name) for cells in tables.values() for name in cells)
+    return "\n".join([*lines, "", notes, *verdict(figures, setting)])
+
+
+def verdict(figures: Figures, setting: str) -> list[str]:
+    """Return which arm is best, by how much, and which of its students to take; both are chosen by ``val``."""
+    table = accuracy_table(figures, setting, words.main_arms(setting_about(figures, setting)))
+    best = table.iloc[0].against if len(table) else None
+    if best is None:
+        return []
+    others = table[table.arm != best].sort_values("val_mean", ascending=False)
+    text = f"best by val: {best}, test {percent(table[table.arm == best].test_mean.iloc[0])} %"
+    if len(others):
+        second = others.iloc[0]
+        sure = f", p {second.p:.3f}" if pd.notna(second.p) else ""
+        text += f", {100 * second.difference:+.2f} points to {second.arm}{sure}"
+    runs = complete_runs(figures, setting)
+    seed = runs[runs.arm == best].sort_values(["last_val_accuracy", "seed"], ascending=[False, True]).seed.iloc[0]
+    return ["", f"{text}; its student that is best by val: students/{best}-seed{seed}"]
 
 
 def _final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
@@ -125,6 +143,9 @@ def _final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
         if runs.arm.isin(changed).any():
             tables[f"{parent} with one change:"] = accuracy_table(figures, setting, [parent, *changed], parent)
     cells = {title: accuracy_cells(table) for title, table in tables.items() if len(table)}
+    pairs = pair_table(figures, setting, arms)
+    if len(pairs) > 1 and pairs.p.notna().any():
+        cells["any two arms:"] = pair_cells(pairs)
     speed = speed_table(figures, setting, arms)
     if len(speed) > 1 and (runs.arm == SCRATCH).sum() > 1:
         level = percent(scratch_level(figures, setting))

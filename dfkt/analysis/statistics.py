@@ -5,13 +5,13 @@ Every table is one setting's of :class:`dfkt.analysis.figures.Figures`; what it 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
 
-from dfkt.analysis.about import OURS
 from dfkt.analysis.estimates import Array, bootstrap, crossing, holm, mean_interval, monotone, p_value
 from dfkt.analysis.figures import Figures, complete_curves, complete_runs, setting_about
 
@@ -71,13 +71,34 @@ def accuracy_table(
     return table.assign(p=holm(table.p.tolist()))
 
 
+def pair_table(figures: Figures, setting: str, arms: Collection[str] | None = None) -> pd.DataFrame:
+    """Return the differences between any two arms: a row per pair, in the study's order.
+
+    ``first``, ``second``; ``difference`` of their test accuracies over the ``pairs`` seeds that both have, first less
+    second; ``p`` by Student's t, corrected for the number of pairs by Holm's procedure. What cannot be told is null.
+
+    Args:
+        figures: What was measured.
+        setting: Which setting.
+        arms: Whose pairs; ``None`` takes all.
+    """
+    known = complete_runs(figures, setting).dropna(subset="test_accuracy")
+    tests = {str(arm): runs.set_index("seed").test_accuracy for arm, runs in known.groupby("arm")}
+    order = [arm for arm in setting_about(figures, setting)["arms"] if arm in tests and (arms is None or arm in arms)]
+    rows = []
+    for first, second in itertools.combinations(order, 2):
+        found = (tests[first] - tests[second]).dropna()
+        row = {"first": first, "second": second, "difference": found.mean(), "p": p_value(found)}
+        rows.append(row | {"pairs": len(found)})
+    table = pd.DataFrame(rows, columns=["first", "second", "difference", "p", "pairs"])
+    return table.assign(p=holm(table.p.tolist()))
+
+
 def reference_arm(done: pd.DataFrame) -> str | None:
-    """Return the arm that others are held against: dfkt, or without it the one with the best mean ``val`` accuracy.
+    """Return the arm that others are held against: the one with the best mean ``val`` accuracy.
 
     ``test`` chooses nothing: the best of several by ``test`` would look better than it is. ``None`` without runs.
     """
-    if (done.arm == OURS).any():
-        return OURS
     means = done.groupby("arm", sort=False).last_val_accuracy.mean().dropna()
     return str(means.idxmax()) if len(means) else None
 

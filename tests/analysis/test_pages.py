@@ -217,3 +217,12 @@ def test_a_method_that_is_not_at_hand_is_described_by_its_parameters(settings: A
     text = None if settings is None else json.dumps(settings)
 
     assert describe_settings({"number": 0, "settings": text} | params) == phrase
+
+
+def test_the_last_line_says_which_student_to_take_and_val_alone_chooses_it(tmp_path: Path) -> None:
+    flat = (("task", 0.9),)
+    lucky = Arm("kd", {1: 0.99, 2: 0.99}, (("task", 0.5),))  # best by test, not by val
+    page = study_page(study(tmp_path, lucky, replace(OURS, curve=flat)))
+
+    assert page.splitlines()[-1].startswith("best by val: dfkt, test 86.00 %, -13.00 points to kd")
+    assert page.endswith("its student that is best by val: students/dfkt-seed1")

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from dfkt.analysis.about import complete_about
+from dfkt.analysis.estimates import holm, p_value
 from dfkt.analysis.figures import Figures
-from dfkt.analysis.statistics import accuracy_table, reference_arm, scratch_level, speed_table
+from dfkt.analysis.statistics import accuracy_table, pair_table, reference_arm, scratch_level, speed_table
 from dfkt.errors import StudyError
 
 Runs = list[tuple[str, int, float | None]]
@@ -100,14 +101,14 @@ def test_among_arms_that_do_not_differ_intervals_seldom_leave_zero_out() -> None
     assert wrong <= 2  # uncorrected, in 6 of these 20
 
 
-def test_differences_are_against_dfkt_or_else_against_the_best_by_val() -> None:
+def test_differences_are_against_the_best_by_val() -> None:
     runs: Runs = [("scratch", 1, 0.9), ("scratch", 2, 0.8), ("kd", 1, 0.7), ("kd", 2, 0.75)]
     curves: Curves = {("scratch", 1): [0.5], ("scratch", 2): [0.5], ("kd", 1): [0.6], ("kd", 2): [0.6]}
     table = accuracy_table(made(runs, curves), "s")
 
     assert set(table.against) == {"kd"}  # though scratch is the better one by test
     assert row_of(table, "scratch")["difference"] == pytest.approx(-0.125)
-    assert set(accuracy_table(made([*runs, ("dfkt", 1, 0.1)], curves), "s").against) == {"dfkt"}
+    assert set(accuracy_table(made([*runs, ("dfkt", 1, 0.1)], curves), "s", against="dfkt").against) == {"dfkt"}
     assert set(accuracy_table(made(runs, curves), "s", against="scratch").against) == {"scratch"}
     assert reference_arm(made(runs).runs.iloc[:0]) is None
 
@@ -242,3 +243,15 @@ def test_without_scratch_there_is_no_level() -> None:
     assert math.isnan(scratch_level(figures, "s"))
     assert speed_table(figures, "s").empty
     assert "step_ratio" in speed_table(figures, "s")
+
+
+def test_any_two_arms_are_compared_once_and_corrected_for_all_pairs() -> None:
+    tests = {"a": [0.90, 0.92, 0.91], "b": [0.80, 0.83, 0.80], "c": [0.80, 0.79, 0.84]}
+    runs: Runs = [(arm, seed, value) for arm, values in tests.items() for seed, value in enumerate(values, 1)]
+    table = pair_table(made(runs), "s")
+    alone = [p_value(pd.Series(tests[x]) - pd.Series(tests[y])) for x, y in (("a", "b"), ("a", "c"), ("b", "c"))]
+
+    assert list(zip(table["first"], table["second"], strict=True)) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert table.difference.tolist() == pytest.approx([0.1, 0.1, 0.0], abs=1e-9)
+    assert table.p.tolist() == pytest.approx(holm(alone))
+    assert table.p[0] == pytest.approx(3 * alone[0])
