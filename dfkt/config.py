@@ -50,7 +50,7 @@ def is_finite(value: Any) -> bool:
 
 def _base_name(name: str) -> str:
     """Return what an image set counts as in a key: moved images are the same images."""
-    return name if name in KNOWN_SETS else PurePath(name).name
+    return name if name in KNOWN_SETS else f"folder {PurePath(name).name}"
 
 
 @dataclass(frozen=True, kw_only=True)
