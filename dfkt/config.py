@@ -211,6 +211,8 @@ def _to_json(value: Any, *, keyed: bool) -> Any:
         return {str(name): _to_json(v, keyed=keyed) for name, v in value.items()}
     if isinstance(value, (tuple, list)):
         return [_to_json(v, keyed=keyed) for v in value]
+    if keyed and isinstance(value, float) and value.is_integer():
+        return int(value)  # 60 epochs and 60.0 epochs are the same
     return value
 
 

@@ -241,3 +241,8 @@ def test_flat_names_are_dotted_and_complete():
 
     assert flat["train.optimizer.schedule"] == "step"
     assert sorted(flat) == sorted(".".join(path) for path in leaves(TEACHER))
+
+
+def test_a_whole_number_counts_the_same_as_the_same_number_with_a_point():
+    assert config_key(TrainConfig(epochs=60)) == config_key(TrainConfig(epochs=60.0))
+    assert config_key(TrainConfig(epochs=60)) != config_key(TrainConfig(epochs=60.5))
