@@ -51,7 +51,7 @@ def is_finite(value: Any) -> bool:
 
 def _base_name(name: str) -> str:
     """Return what an image set counts as in a key: moved images are the same images."""
-    return name if name in KNOWN_SETS else PurePath(name).name
+    return name if name in KNOWN_SETS else f"folder {PurePath(name).name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +218,8 @@ def _to_json(value: Any, *, keyed: bool) -> Any:
         return {str(name): _to_json(v, keyed=keyed) for name, v in value.items()}
     if isinstance(value, (tuple, list)):
         return [_to_json(v, keyed=keyed) for v in value]
+    if keyed and isinstance(value, float) and value.is_integer():
+        return int(value)  # 60 epochs and 60.0 epochs are the same
     return value
 
 

@@ -58,11 +58,20 @@ def dropping(num_classes: int, in_channels: int) -> nn.Module:
 
 
 def bare_norms(num_classes: int, in_channels: int) -> nn.Module:
-    """Return a network whose batch norms have no parameters, or keep no statistics."""
+    """Return a network whose batch norms have no parameters, keep no statistics, or average over all steps."""
+    return _normed(num_classes, in_channels, {"affine": False}, {"track_running_stats": False}, {"momentum": None})
+
+
+def usual_norms(num_classes: int, in_channels: int) -> nn.Module:
+    """Return the same network with usual batch norms."""
+    return _normed(num_classes, in_channels, {}, {}, {})
+
+
+def _normed(num_classes: int, in_channels: int, *kinds: dict[str, Any]) -> nn.Module:
     layers = OrderedDict(
-        low=nn.Conv2d(in_channels, 4, 3, padding=1), plain=nn.BatchNorm2d(4, affine=False), relu=nn.ReLU(),
-        mid=nn.Conv2d(4, 4, 3, padding=1), own=nn.BatchNorm2d(4, track_running_stats=False), relu2=nn.ReLU(),
-        high=nn.Conv2d(4, 6, 3, padding=1, stride=2), mean=nn.BatchNorm2d(6, momentum=None), relu3=nn.ReLU(),
+        low=nn.Conv2d(in_channels, 4, 3, padding=1), plain=nn.BatchNorm2d(4, **kinds[0]), relu=nn.ReLU(),
+        mid=nn.Conv2d(4, 4, 3, padding=1), own=nn.BatchNorm2d(4, **kinds[1]), relu2=nn.ReLU(),
+        high=nn.Conv2d(4, 6, 3, padding=1, stride=2), mean=nn.BatchNorm2d(6, **kinds[2]), relu3=nn.ReLU(),
         top=nn.Conv2d(6, 6, 3, padding=1), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(6, num_classes),
     )  # fmt: skip
     network = nn.Sequential(layers)

@@ -87,8 +87,9 @@ def find_trial(text: str) -> RunConfig:
     rows = best_trials(trials, 1) if number is None else trials[trials.number == number]
     if rows.empty:
         what, of = "complete trial" if number is None else f"trial {number}", "" if arm is None else f" of arm {arm}"
-        have = ", ".join(f"{name} has {count}" for name, count in study.trials.groupby("arm").size().items())
-        raise StudyError(f"Study {study.name} has no {what}{of}. Of its arms, {have or 'none'} has any trials.")
+        counts = study.trials.arm.value_counts()
+        have = ", ".join(f"{counts.get(name, 0)} of {name}" for name in arms)
+        raise StudyError(f"Study {study.name} has no {what}{of}. Its trials are {have}.")
     if len(rows) > 1:
         raise StudyError(
             f"Study {study.name} has a trial {number} in {', '.join(rows.arm)}. Name it FOLDER:ARM:NUMBER."

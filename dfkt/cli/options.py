@@ -29,7 +29,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Add the switches that choose images."""
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", help="cifar10, cifar100, mnist, svhn, digits, or a folder with one sub-folder per class"
+        "--data",
+        help="cifar10, cifar100, mnist, svhn, digits, or a folder with one sub-folder per class "
+        "(default: the script's, or digits)",
     )
     group.add_argument("--data-root", help="where torchvision's sets are kept (default: ~/.cache/dfkt/data)")
     group.add_argument("--image-size", type=int, help="resize images to this many pixels")
@@ -40,8 +42,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 def add_networks(parser: argparse.ArgumentParser, *, student: bool = True) -> None:
     """Add the switches that choose networks."""
     group = parser.add_argument_group("networks (resnetN, torchvision:NAME or package.module:function)")
-    for role in ("teacher", "student") if student else ("teacher",):
-        group.add_argument(f"--{role}", help=f"the {role} network")
+    for role, usual in (("teacher", "resnet26"), ("student", "resnet8"))[: 2 if student else 1]:
+        group.add_argument(f"--{role}", help=f"the {role} network (default: the script's, or {usual})")
         group.add_argument(f"--{role}-width", type=float, help=f"multiplies the {role} ResNet's channels")
         group.add_argument(f"--{role}-taps", help="module paths of its taps, bottom to top, separated by commas")
     group.add_argument("--teacher-checkpoint", help="a state dict to use instead of training a teacher")
@@ -60,7 +62,11 @@ def add_training(parser: argparse.ArgumentParser, *, student: bool = True) -> No
     group.add_argument("--batch-size", type=int, help="images per step, over all workers together (default: 128)")
     group.add_argument("--precision", choices=typing.get_args(Precision), help="of the networks (default: auto)")
     if student:
-        group.add_argument("--epochs", type=float, help="of a student's whole run, flow stages counted in")
+        group.add_argument(
+            "--epochs",
+            type=float,
+            help="of a student's whole run, flow stages counted in (default: the script's, or 60)",
+        )
         group.add_argument(
             "--clip-norm", type=float, help="clip the gradient's norm in stages without a limit of their own"
         )

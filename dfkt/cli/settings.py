@@ -89,7 +89,7 @@ def fits(hint: Any, value: Any) -> bool:
         return len(hints) == len(value) and all(map(fits, hints, value))
     if hint in (float, int):
         return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) else True
+    return isinstance(value, hint) if isinstance(hint, type) and hint is not Any else True
 
 
 def _described(hint: Any) -> str:

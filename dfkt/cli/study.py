@@ -94,9 +94,11 @@ def run_all(configs: Sequence[StudyConfig], results: str, a: argparse.Namespace)
         say(f"interrupted; what was finished is kept in {shown}, and the same command goes on from there")
         return EXIT_INTERRUPTED
     say(f"\n{folder_page(shown)}\n")
-    files = "study.json, trials/, epochs/, finals/ (Parquet), optuna.journal, students/"
+    files = "study.json, trials/, epochs/, finals/ (Parquet), students/"
     say(f"everything is in {shown}{'' if single else ', a folder for each study'}: {files}")
-    say(f"look further: python -m dfkt show {shown}; notebooks/study.ipynb; optuna-dashboard FOLDER/optuna.journal")
+    journal = f"{shown if single else 'FOLDER'}/optuna.journal"
+    dashboard = f"; optuna-dashboard {journal}" if any(config.searched for config in configs) else ""
+    say(f"look further: python -m dfkt show {shown}; notebooks/study.ipynb{dashboard}")
     return EXIT_FAILED if outcome.failures else 0
 
 

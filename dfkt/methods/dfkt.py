@@ -174,7 +174,7 @@ class Dfkt(Method):
         return {"weight": weight, "temperature": trial.suggest_float("temperature", 1.0, 10.0, log=True)}
 
     def _sample_stages(self, trial: Draw, pairs: tuple[FlowPair, ...]) -> dict[str, Any]:
-        drawn: dict[str, Any] = {"rounds": 1, "freeze_below": False, "order": "cumulative"}
+        drawn: dict[str, Any] = {"rounds": self.rounds, "freeze_below": self.freeze_below, "order": self.order}
         drawn |= self._sample_weights(trial, pairs)
         tops = sorted({j for _, j in pairs})
         if len(tops) == 1:

@@ -24,12 +24,8 @@ def decoupled_loss(
 ) -> Tensor:
     """Return the decoupled soft-target loss between two networks' logits, averaged over images.
 
-    ``L = T^2 / B * sum over b of  target_weight * TCKD(b) + other_weight * NCKD(b)``, where, of probabilities
-    softened by T, both are KL(teacher || student)
-
-    - ``TCKD`` over two cases, the labelled class and all others together;
-    - ``NCKD`` over the other classes alone, as if the labelled one did not exist.
-
+    ``L = T^2 / B * sum over b of  target_weight * TCKD(b) + other_weight * NCKD(b)``, where, of probabilities softened by T, both
+    are KL(teacher || student): ``TCKD`` over two cases, the label and all others together; ``NCKD`` over the others alone.
     With weights 1 and ``1 - p``, p the teacher's softened probability of the label, it is the soft-target loss.
 
     Args:
@@ -44,10 +40,7 @@ def decoupled_loss(
         Scalar, float32 (float64 for float64 input), in nats.
 
     References:
-        Zhao et al., CVPR 2022, Eq. 7; alpha 1 and beta 8 are their code's defaults. Their formula has no ``T^2``, their
-        public code (mdistiller) has it, and so have we: it keeps the gradient's size independent of the temperature,
-        and weights mean what they report. That code also raises the loss linearly over the first epochs, which is the
-        schedule's task here, and subtracts 1000 from the label's logit where we leave the label out.
+        Zhao et al., CVPR 2022, Eq. 7, with their public code's ``T^2``; that code masks the label by subtracting 1000.
 
     Example:
         >>> student, teacher = torch.zeros(1, 3), torch.tensor([[1.0, 1.5, 0.5]]).log()
@@ -102,7 +95,7 @@ class DecoupledTerm(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class Dkd(Method):
-    """Decoupled soft targets beside the labels (Zhao et al., CVPR 2022)."""
+    """Decoupled soft targets beside the labels (Zhao et al., CVPR 2022; alpha 1 and beta 8 are their code's defaults)."""
 
     name = "dkd"
     losses = ("task", "decoupled")

@@ -182,7 +182,7 @@ def match_taps(student: Sequence[Tap], teacher: Sequence[Tap]) -> tuple[int, ...
     sizes_s, sizes_t = _group_sizes(student), _group_sizes(teacher)
     if not student or not teacher or len(sizes_s) != len(sizes_t):
         lists = f"teacher {_grids(teacher)}; student {_grids(student)}"
-        remedy = "Name taps with --student-taps or --teacher-taps so that both have the same number of different grids."
+        remedy = "Name taps with --student-taps or --teacher-taps; those behind the first must fall into as many grids in both."
         raise TapError(f"Teacher and student grids cannot be matched: {lists}. {remedy}")
     matched = [0]
     below = 0

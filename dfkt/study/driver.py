@@ -47,7 +47,9 @@ class Workers:
     def __post_init__(self) -> None:
         check_rule(self.count >= 1, "workers per run >= 1", count=self.count)
         check_rule(self.cpus >= 1, "cpus per worker >= 1", cpus=self.cpus)
-        check_rule(self.gpus is None or (is_finite(self.gpus) and self.gpus >= 0), "gpus per worker >= 0", gpus=self.gpus)
+        check_rule(
+            self.gpus is None or (is_finite(self.gpus) and self.gpus >= 0), "gpus per worker >= 0", gpus=self.gpus
+        )
 
     @property
     def resources(self) -> dict[str, float]:

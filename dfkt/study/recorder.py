@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -109,7 +110,7 @@ class Recorder(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the row of a run whose process raised, or died too often; a final run stays to be done."""
         run: Run = trial.config["run"]
-        error = error_text(trial.get_pickled_error(), trial.get_error())
+        error = error_text(_told_by(trial))
         if run.final:
             self.queue.arm_of(run).lost += 1
         self._end(run, "RUNNING" if run.final else "FAIL", error)
@@ -150,6 +151,14 @@ class Recorder(tune.Callback):
         arm: Arm = self.queue.arm_of(run)
         study = f"{arm.study.config.name} " if len(self.queue.studies) > 1 else ""
         return f"{study}{run.arm} {f'seed {run.job.config.train.seed}' if run.final else f'trial {run.number}'}"
+
+
+def _told_by(trial: Any) -> str:
+    """Return what Tune wrote down of a trial's failures; it asks for that in the study's folder, where it is not yet."""
+    try:
+        return Path(trial.error_file).read_text(errors="replace")
+    except (OSError, TypeError):
+        return ""
 
 
 def summarise(records: Sequence[Record], payload: Payload) -> dict[str, Any]:

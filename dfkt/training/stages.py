@@ -33,7 +33,8 @@ def stage_ends(schedule: Schedule, epoch_steps: int) -> list[int]:
         >>> stage_ends([task_stage(epochs, 0.1) for epochs in (0.5, 0.1, 2.4)], 4)
         [2, 3, 12]
     """
-    ends = [round(epochs * epoch_steps) for epochs in accumulate(stage.epochs for stage in schedule)]
+    summed = accumulate(stage.epochs for stage in schedule)
+    ends = [round(round(epochs * epoch_steps, 6)) for epochs in summed]  # rounding of sums must not tip a half
     total, count = ends[-1], len(schedule)
     if total < count:
         raise ConfigError(

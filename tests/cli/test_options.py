@@ -46,7 +46,9 @@ def test_without_switches_nothing_changes() -> None:
 
 
 def test_a_switch_changes_what_it_names() -> None:
-    changed = with_choices(WHOLE, parsed(distill, "--epochs", "2", "--student-taps", "stem, layer1.0", "--data", "digits"))
+    changed = with_choices(
+        WHOLE, parsed(distill, "--epochs", "2", "--student-taps", "stem, layer1.0", "--data", "digits")
+    )
     assert (changed.train.epochs, changed.student.taps, changed.data.name) == (2, ("stem", "layer1.0"), "digits")
     assert changed.train.optimizer == WHOLE.train.optimizer
     assert (changed.student.width, changed.data.padding, changed.teacher) == (0.5, 1, WHOLE.teacher)
@@ -106,7 +108,7 @@ def test_without_gpus_a_run_is_placed_on_the_cpu() -> None:
 
 @pytest.mark.parametrize("wrong", ["--workers-per-run 0", "--cpus-per-worker 0", "--gpus-per-worker -1"])
 def test_impossible_workers_are_refused(wrong: str) -> None:
-    with pytest.raises(ConfigError, match="per (run|worker) >= "):
+    with pytest.raises(ConfigError, match=r"per (run|worker) >= "):
         read_workers(parsed(study, *wrong.split()))
 
 

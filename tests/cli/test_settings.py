@@ -58,7 +58,10 @@ def test_a_value_has_the_type_of_its_setting(text: str, value: Any) -> None:
         ("clip_norm=much", "`clip_norm` of dfkt must be a number or none"),
         ("span_weights=5", r"`span_weights` of dfkt must be \[…\] of a number each, but got '5'"),
         ('span_weights=["a"]', "`span_weights` of dfkt must be"),
-        ("pair_weights=[[0, 1]]", r"`pair_weights` .* \[…\] of \[…\] of a whole number and a whole number and a number"),
+        (
+            "pair_weights=[[0, 1]]",
+            r"`pair_weights` .* \[…\] of \[…\] of a whole number and a whole number and a number",
+        ),
         ("rate=0", "rate > 0"),
         ("rate=NaN", "rate is finite"),
         ("rate=1e999", "rate is finite"),
@@ -89,7 +92,7 @@ class Own(Method):
     name = "own"
     title: str | None = None
     levels: tuple[Literal["low", "high"], ...] = ()
-    data: Any = None
+    extra: object = None
 
     def schedule(self, epochs: float, taps: Any) -> Any:
         """Return none."""
@@ -97,8 +100,8 @@ class Own(Method):
 
 
 def test_a_users_own_types_are_read_as_well() -> None:
-    changed = with_settings(Own(), ["title=Not none", 'levels=["low", "high"]', "data=3"])
-    assert changed == Own(title="Not none", levels=("low", "high"), data="3")
+    changed = with_settings(Own(), ["title=Not none", 'levels=["low", "high"]', "extra=3"])
+    assert changed == Own(title="Not none", levels=("low", "high"), extra="3")
     with pytest.raises(ConfigError, match="one of low, high each"):
         with_settings(Own(), ['levels=["middle"]'])
 
@@ -148,5 +151,5 @@ def test_a_range_that_is_none_is_refused(text: str, message: str) -> None:
 
 
 def test_the_methods_name_is_in_the_message() -> None:
-    with pytest.raises(ConfigError, match="Settings of fsp are given as NAME=VALUE with .*; but got 'rounds=1'"):
+    with pytest.raises(ConfigError, match=r"Settings of fsp are given as NAME=VALUE with .*; but got 'rounds=1'"):
         parse_setting(Fsp, "rounds=1")

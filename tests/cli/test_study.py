@@ -46,7 +46,9 @@ def test_without_switches_a_script_is_what_it_says() -> None:
 
 
 def test_switches_change_what_they_name() -> None:
-    changed = study_of(WHOLE, "--trials", "3", "--seeds", "2", "--search-seed", "9", "--max-failures", "0", "--epochs", "4")
+    changed = study_of(
+        WHOLE, "--trials", "3", "--seeds", "2", "--search-seed", "9", "--max-failures", "0", "--epochs", "4"
+    )
     assert (changed.seeds, changed.search_seed, changed.max_failures, changed.train.epochs) == (2, 9, 0, 4)
     assert changed.early_stopping
     assert not study_of(WHOLE, "--no-early-stopping").early_stopping
@@ -94,7 +96,7 @@ def test_no_trials_mean_reference_settings_of_the_same_arm() -> None:
 
 def test_an_own_method_is_named_by_its_place(tmp_path: Path) -> None:
     (tmp_path / "study_of_own.py").write_text(OWN_METHOD)
-    config = study_of(WHOLE, "--method", "study_of_own:Plain", "--set", "depth=2", "--baselines", "study_of_own:Plain,kd".split(",")[1])
+    config = study_of(WHOLE, "--method", "study_of_own:Plain", "--set", "depth=2", "--baselines", "kd")
     assert [arm.name for arm in config.arms] == ["kd", "plain"]
     assert config.arms[-1].method.depth == 2  # type: ignore[attr-defined]
     assert arms_of("--baselines", "study_of_own:Plain") == {"plain": 0, "dfkt": 60}
@@ -114,9 +116,12 @@ def test_other_images_make_another_study_unless_it_is_named(tmp_path: Path) -> N
     ("text", "name", "value"),
     [
         ("pattern=dense-2", "pattern", "dense-2"),
+        ("pattern=dense order=local rounds=2", "order", "local"),
+        ("pattern=dense order=local rounds=2", "rounds", 2),
         ("order=local", "order", "local"),
-        ("norm=unit", "norm", "unit"),
         ("rounds=2", "rounds", 2),
+        ("order=joint rounds=2", "rounds", 2),
+        ("norm=unit", "norm", "unit"),
         ("rate=0.05", "rate", 0.05),
         ("weights=pair", "weights", "pair"),
         ("weight=0", "weight", 0.0),
@@ -129,15 +134,20 @@ def test_other_images_make_another_study_unless_it_is_named(tmp_path: Path) -> N
     ],
 )
 def test_a_setting_that_is_given_is_what_every_trial_has(text: str, name: str, value: Any) -> None:
-    methods = drawn("--set", text)
+    given = text.split() if "[" not in text else [text]
+    methods = drawn("--set", *given)
     assert {getattr(method, name) for method in methods} == {value}
-    assert getattr(study_of(WHOLE, "--set", text).arms[-1].method, name) == value
+    assert getattr(study_of(WHOLE, "--set", *given).arms[-1].method, name) == value
     assert len(set(methods)) == len(methods)  # all else is searched
 
 
 @pytest.mark.parametrize(
     ("method", "text", "name", "value"),
-    [("kd", "temperature=2", "temperature", 2.0), ("fsp", "share=0.25", "share", 0.25), ("kd", "rate=0.05", "rate", 0.05)],
+    [
+        ("kd", "temperature=2", "temperature", 2.0),
+        ("fsp", "share=0.25", "share", 0.25),
+        ("kd", "rate=0.05", "rate", 0.05),
+    ],
 )
 def test_a_setting_of_another_method_is_fixed_as_well(method: str, text: str, name: str, value: float) -> None:
     methods = drawn("--method", method, "--set", text)
@@ -146,7 +156,9 @@ def test_a_setting_of_another_method_is_fixed_as_well(method: str, text: str, na
 
 
 def test_several_settings_are_fixed_at_once_and_the_space_of_the_script_stays() -> None:
-    arm = ArmConfig(name="dfkt", method=Dfkt(norm="unit"), trials=4, space=Space({"share": Range(0.2, 0.3), "rounds": (1,)}))
+    arm = ArmConfig(
+        name="dfkt", method=Dfkt(norm="unit"), trials=4, space=Space({"share": Range(0.2, 0.3), "rounds": (1,)})
+    )
     config = replace(WHOLE, arms=(arm,))
     methods: list[Any] = drawn("--set", "pattern=dense-2", "rounds=3", "--search", "rate=0.1,0.2", config=config)
     assert {(one.pattern, one.norm) for one in methods} == {("dense-2", "unit")}

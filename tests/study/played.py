@@ -63,7 +63,8 @@ def arm(name: str, trials: int = 0, **settings: Any) -> ArmConfig:
 
 def accuracy(run: Run) -> float:
     """Return a made-up val accuracy: the higher the rate, the better, and every run another."""
-    return 0.5 + run.job.config.method.rate - run.number / 1e4  # type: ignore[attr-defined]
+    rate: float = run.job.config.method.rate  # type: ignore[attr-defined]
+    return 0.5 + rate - run.number / 1e4
 
 
 def payloads(run: Run, judge: Judge = accuracy) -> Iterator[dict[str, Any]]:
@@ -71,7 +72,14 @@ def payloads(run: Run, judge: Judge = accuracy) -> Iterator[dict[str, Any]]:
     epochs = int(run.job.config.train.epochs)
     value = judge(run)
     for k in range(epochs):
-        place = {"index": k, "epoch": k + 1.0, "step": 4 * (k + 1), "images": 128 * (k + 1), "loss": 1.0, "lr": 0.1}
+        place: dict[str, Any] = {
+            "index": k,
+            "epoch": k + 1.0,
+            "step": 4 * (k + 1),
+            "images": 128 * (k + 1),
+            "loss": 1.0,
+            "lr": 0.1,
+        }
         payload: dict[str, Any] = {"wall_seconds": k + 1.0, "device_seconds": k + 1.0, "workers": 1}
         payload |= {"peak_memory_bytes": 2**20, "complete": k + 1 == epochs}
         if k == 0 and run.job.config.method.name == "dfkt" and epochs > 1:
@@ -92,24 +100,27 @@ def idle(run: Run) -> None:
 
 
 def faulty(run: Run) -> None:
-    """A driver whose process is killed in trial 0's first attempt and in every attempt of final run 0; trial 1 raises."""
-    if run.number == 0:
-        folder = Path(run.job.storage)
-        folder.mkdir(parents=True, exist_ok=True)
-        if run.final or not (folder / "tried").exists():
-            (folder / "tried").touch()
-            tune.report(next(payloads(run)))
-            os.kill(os.getpid(), signal.SIGKILL)
-    if run.number == 1 and not run.final:
+    """A driver whose process is killed in the first attempt of trial 0; trial 1 raises."""
+    tried = Path(run.study) / "students" / "tried"
+    if run.number == 0 and not tried.exists():
+        tried.parent.mkdir(exist_ok=True)
+        tried.touch()
+        tune.report(next(payloads(run)))
+        os.kill(os.getpid(), signal.SIGKILL)
+    if run.number == 1:
         raise ValueError("first line\ndeep inside")
     idle(run)
 
 
 def patient(run: Run) -> None:
-    """A driver that reports one epoch of every run, and the others when a file ``go`` lies in the study's folder."""
+    """A driver that ends trial 0 as soon as trial 1 has begun, and nothing else."""
+    begun = Path(run.study) / "students" / "begun"
     first, *others = payloads(run)
     tune.report(first)
-    while run.number > 0 and not (Path(run.study) / "students" / "go").exists():
+    if run.number > 0:
+        begun.parent.mkdir(exist_ok=True)
+        begun.touch()
+    while run.number > 0 or not begun.exists():
         time.sleep(0.05)
     for payload in others:
         tune.report(payload)
@@ -147,8 +158,7 @@ class Played:
         self.finished = asked == QueueSearcher.FINISHED
         if not isinstance(asked, dict):
             return None
-        trial = SimpleNamespace(trial_id=f"t{len(self.handed)}", config=dict(asked))
-        trial.get_pickled_error = trial.get_error = lambda: None
+        trial = SimpleNamespace(trial_id=f"t{len(self.handed)}", config=dict(asked), error_file=None)
         self.handed.append(asked["run"])
         self.scheduler.on_trial_add(None, trial)
         self.start(trial)
@@ -162,7 +172,7 @@ class Played:
         """The trial's process reports; return whether it may go on."""
         decision = self.scheduler.on_trial_result(None, trial, payload)
         self.recorder.on_trial_result(0, [], trial, payload)
-        return decision == TrialScheduler.CONTINUE
+        return bool(decision == TrialScheduler.CONTINUE)
 
     def complete(self, trial: Any, payload: dict[str, Any]) -> None:
         """The trial came to its end, or was stopped by the scheduler."""
@@ -186,8 +196,10 @@ class Played:
         self.complete(trial, last)
 
     def die(self, trial: Any, error: str | None = "Traceback\n  somewhere\nValueError: deep inside\n") -> None:
-        """The trial's process raised, or died too often."""
-        trial.get_error = lambda: error
+        """The trial's process raised, or died too often; Tune writes down what it knows."""
+        if error is not None:
+            trial.error_file = self.results / "error.txt"
+            trial.error_file.write_text(error)
         self.recorder.on_trial_error(0, [], trial)
 
     def run(self, slots: int = 1, limit: int | None = None) -> "Played":

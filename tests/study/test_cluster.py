@@ -105,7 +105,10 @@ def test_where_no_cluster_answers_one_line_says_so(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("dfkt.study.cluster.ENVIRONMENT", {})  # so that none of it stays for other tests
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
     for address, named in (("nonsense", "nonsense"), (None, "elsewhere:1")):
-        with pytest.raises(ConfigError, match=f"No Ray cluster answers at {named}: could not connect$"), cluster(address):
+        with (
+            pytest.raises(ConfigError, match=f"No Ray cluster answers at {named}: could not connect$"),
+            cluster(address),
+        ):
             pass
 
 

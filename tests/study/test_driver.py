@@ -59,7 +59,9 @@ def test_trials_and_final_runs_take_the_same_workers_and_the_same_batch(
         return SimpleNamespace(fit=lambda: None)
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", trainer)
-    monkeypatch.setattr(driver_module, "TuneReportCallback", ray.train.UserCallback)  # Tune's own wants to be inside Tune
+    monkeypatch.setattr(
+        driver_module, "TuneReportCallback", ray.train.UserCallback
+    )  # Tune's own wants to be inside Tune
     trial, final = runs[0], next(run for run in runs if run.final and run.arm == runs[0].arm)
     drive = Driver(Workers(2, 3, 0), 1)
     drive(trial)

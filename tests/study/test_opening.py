@@ -31,6 +31,7 @@ class Forgetful(Scratch):
     taught = True
 
     def schedule(self, epochs: float, taps: StudentTaps) -> Schedule:
+        """Return one stage."""
         return (task_stage(epochs, self.rate, SoftTerm(temperature=2.0)),)
 
 
@@ -39,6 +40,7 @@ class Endless(Scratch):
     """A method that never comes to its task stage."""
 
     def schedule(self, epochs: float, taps: StudentTaps) -> Schedule:
+        """Return one stage."""
         return (Stage(phase="warm", epochs=epochs, terms=(TaskTerm(),), rate=0.1),)
 
 
@@ -194,7 +196,11 @@ CHANGES: list[tuple[Callable[[StudyConfig], StudyConfig], dict[str, Any], str]] 
     (lambda c: replace(c, train=replace(c.train, epochs=5)), {}, r"train\.epochs was 3, is 5"),
     (lambda c: replace(c, data=DataConfig(padding=2)), {}, r"data\.padding was None, is 2"),
     (lambda c: replace(c, search_seed=3), {}, "search_seed was 0, is 3"),
-    (lambda c: replace(c, arms=(arm("scratch", method=Scratch(rate=0.2)),)), {}, "scratch: method.rate was 0.1, is 0.2"),
+    (
+        lambda c: replace(c, arms=(arm("scratch", method=Scratch(rate=0.2)),)),
+        {},
+        "scratch: method.rate was 0.1, is 0.2",
+    ),
     (lambda c: replace(c, arms=(arm("dfkt", 2, epochs=9),)), {}, "dfkt: epochs was None, is 9"),
     (lambda c: replace(c, arms=(arm("dfkt", 2, space=Space({"rounds": (1,)})),)), {}, r"dfkt: space\.rounds was None"),
     (lambda c: replace(c, student=NetworkConfig(name="resnet14")), {}, "student.name was 'resnet8', is 'resnet14'"),

@@ -243,7 +243,7 @@ def test_moved_images_teachers_and_checkpoints_redo_nothing(tmp_path: Path) -> N
     assert more.told() == ["scratch seed 3", "dfkt seed 3"]
     finals = more.study().finals
     assert same(before.finals, finals[finals.seed < 3])
-    with pytest.raises(StudyError, match=r"data\.name was 'flowers', is 'trees'"):
+    with pytest.raises(StudyError, match=r"data\.name was 'folder flowers', is 'folder trees'"):
         Played(tmp_path, moved(config, "/new/trees"))
 
 

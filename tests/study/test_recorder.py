@@ -88,6 +88,7 @@ def test_a_run_that_ended_by_itself_is_failed_with_its_reason_and_the_epochs_bef
     ("error", "text"),
     [
         ("Traceback:\n  somewhere\nValueError: deep inside\n\n", "ValueError: deep inside"),
+        ("Failure # 1\nfirst\nFailure # 2\nsecond\n", "second"),
         (None, "its process ended without a message"),
         ("  \n", "its process ended without a message"),
     ],
@@ -100,13 +101,6 @@ def test_a_trial_whose_process_raised_keeps_the_last_line_and_null_not_zero(
     assert (row["state"], row["error"]) == ("FAIL", text)
     assert all(row[name] is None for name in (*MEASURED, "wall_seconds", "device_seconds"))
     assert run.lines == [f"[1/4] dfkt trial 0: failed: {text}"]
-
-
-def test_an_exception_that_tune_kept_comes_before_its_text(run: Played) -> None:
-    trial = run.ask()
-    trial.get_pickled_error = lambda: ValueError("the cause\nin two lines")
-    run.die(trial, "a page of traceback")
-    assert ended(run, "dfkt", 0)["error"] == "in two lines"
 
 
 def test_a_restart_adds_an_attempt_and_its_records_replace_those_of_the_same_index(run: Played) -> None:
@@ -139,7 +133,9 @@ def test_after_a_kill_of_the_main_process_attempts_count_on_and_epochs_are_compl
     last = Played(tmp_path, config)
     final = last.ask()
     everything = list(payloads(final.config["run"]))
-    first = everything[0] | {"records": [r for p in everything[:2] for r in p["records"]]}  # it had got one epoch further
+    first = everything[0] | {
+        "records": [r for p in everything[:2] for r in p["records"]]
+    }  # it had got one epoch further
     for reported in (first, everything[2]):
         last.report(final, reported)
     last.complete(final, reported)

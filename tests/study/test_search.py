@@ -284,13 +284,16 @@ class Restless(Kd):
     """A method whose second parameter has a meaning for one value of the first only."""
 
     def sample(self, trial: Draw, taps: StudentTaps) -> "Restless":
+        """Draw the temperature where it is warm."""
         warm = trial.suggest_categorical("warm", (False, True))
         return replace(self, temperature=trial.suggest_float("temperature", 2, 9) if warm else 1.0)
 
     def columns(self, taps: StudentTaps) -> dict[str, type]:
+        """Return both."""
         return {"warm": bool, "temperature": float}
 
     def starts(self, taps: StudentTaps) -> tuple[dict[str, Any], ...]:
+        """Return one of them twice."""
         return ({"warm": False}, {"warm": False}, {"warm": True, "temperature": 2.0})
 
 

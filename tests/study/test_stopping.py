@@ -48,7 +48,9 @@ def test_studies_are_not_judged_by_one_another_where_their_arms_share_a_name(tmp
     def judge(run: Run) -> float:
         return 0.9 if run.study.endswith("one") else 0.1
 
-    configs = [toy(name, arm("scratch", 1), train=TrainConfig(epochs=9), early_stopping=True) for name in ("one", "two")]
+    configs = [
+        toy(name, arm("scratch", 1), train=TrainConfig(epochs=9), early_stopping=True) for name in ("one", "two")
+    ]
     run = Played(tmp_path, *configs, judge=judge).run(slots=2)
     assert [list(run.study(k).trials.state) for k in (0, 1)] == [["COMPLETE"], ["COMPLETE"]]
 

@@ -41,9 +41,11 @@ class Teaching:
 
     @property
     def file(self) -> Path:
+        """The weights in the study's folder."""
         return self.folder / "tiny" / "teacher.pt"
 
     def weights(self) -> dict[str, torch.Tensor]:
+        """Return them."""
         found: dict[str, torch.Tensor] = torch.load(self.file, weights_only=True)
         return found
 

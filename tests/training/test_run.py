@@ -2,36 +2,75 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from dfkt.methods.builders import baseline
+from small_runs import DROPPING, METHODS, same, timeless
 
-from dfkt.config import FlowConfig, OptimizerConfig, RunConfig, TaskConfig, TrainConfig
+from dfkt.config import DataConfig, NetworkConfig, Placement
+from dfkt.data.image_set import ImageSet
 from dfkt.data.load import load_data
+from dfkt.errors import CheckpointError, ConfigError, DataError, TapError
+from dfkt.methods.dfkt import Dfkt
+from dfkt.methods.kd import Kd
+from dfkt.methods.scratch import Scratch
 from dfkt.store.files import Storage
-from dfkt.training import run as worker
-from dfkt.training.run import Job, Payload, images_for, run_job, teacher_for
-from dfkt.training.state import load_state
-from dfkt.training.teacher import find_teacher, publish_teacher
+from dfkt.training import run as module
+from dfkt.training.evaluate import evaluate
+from dfkt.training.parallel import Group
+from dfkt.training.run import (
+    Job,
+    Payload,
+    build_student,
+    check_run,
+    images_for,
+    run_job,
+    teacher_for,
+)
+from dfkt.training.run import (
+    test_images_for as split_for_test,
+)
+from dfkt.training.state import load_state, save_state
+from dfkt.training.teacher import find_teacher
 
-CPU = torch.device("cpu")
-TIMES = ("seconds", "images_per_second")
+SECRETIVE = NetworkConfig(name="small_runs:Secretive")
 
 
 @pytest.fixture(autouse=True)
 def _empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_CACHE", worker._Cache())
+    monkeypatch.setattr(module, "_CACHE", module._Cache())
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], str]:
+    """The folder of a study that keeps a configuration's teacher; trained once for all tests."""
+    kept: dict[Any, str] = {}
+
+    def folder(config: Any) -> str:
+        if config.teacher not in kept:
+            path = tmp_path_factory.mktemp("study")
+            data = load_data(config.data, "unused")
+            find_teacher(
+                config.teacher, data, Placement(teacher_root=str(path / "all")), lambda line: None, Storage(path)
+            )
+            kept[config.teacher] = str(path)
+        return kept[config.teacher]
+
+    return folder
 
 
 @pytest.fixture
-def job(run_config: RunConfig, tmp_path: Path) -> Job:
-    teacher = find_teacher(run_config.teacher, load_data(run_config.data), lambda line: None)
-    publish_teacher(teacher, Storage(tmp_path / "study"))
-    return Job(run_config, str(tmp_path / "study" / "run"), str(tmp_path / "study"), number=7)
+def job(run_config: Any, placement: Placement, taught: Callable[[Any], str], tmp_path: Path) -> Job:
+    return Job(run_config, placement, str(tmp_path / "run"), taught(run_config))
+
+
+def changed(job: Job, **settings: Any) -> Job:
+    """Return the job of another run."""
+    return replace(job, config=replace(job.config, **settings))
 
 
 class StopHereError(Exception):
@@ -48,21 +87,17 @@ def run(job: Job, stop: int | None = None) -> list[Payload]:
             raise StopHereError
 
     if stop is None:
-        run_job(job, report, device=CPU)
+        run_job(job, report)
     else:
         with pytest.raises(StopHereError):
-            run_job(job, report, device=CPU)
+            run_job(job, report)
     return reports
-
-
-def timeless(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
 
 
 def records_of(reports: list[Payload]) -> list[dict[str, Any]]:
     """Return the records by index, the latest report's where several hold one."""
     kept = {record["index"]: record for payload in reports for record in payload["records"]}
-    return timeless([kept[index] for index in sorted(kept)])
+    return [timeless(kept[index]) for index in sorted(kept)]
 
 
 def test_reports_say_what_tune_and_the_store_need(job):
@@ -81,29 +116,22 @@ def test_reports_say_what_tune_and_the_store_need(job):
     assert reports[-1]["rung_epoch"] == pytest.approx(job.config.train.epochs)
     assert reports[-1]["val_accuracy"] == records_of(reports)[-1]["val_accuracy"]
     assert reports == json.loads(json.dumps(reports))
-    assert not Storage(job.storage).exists("result.json")
-
-
-def test_the_peak_of_memory_is_that_of_the_process(job):
-    peaks = [payload["peak_memory_bytes"] for payload in run(job)]
-
-    assert all(2**20 < peak < 2**40 for peak in peaks)
-    assert peaks == sorted(peaks)
+    assert Storage(job.storage).names() == ["state.pt"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [1, 2])
-def test_a_resumed_job_equals_an_uninterrupted_one(job, tmp_path, every):
-    job = replace(job, config=replace(job.config, train=replace(job.config.train, checkpoint_every=every)), test=True)
+@pytest.mark.parametrize(("every", "stops"), [(1, (2,)), (2, (1, 2, 3, 5))])
+def test_a_resumed_job_equals_an_uninterrupted_one(job, tmp_path, every, stops):
+    job = replace(job, placement=replace(job.placement, checkpoint_every=every), test=True)
     whole = replace(job, storage=str(tmp_path / "whole"))
     expected = run(whole)
     weights = load_state(Storage(whole.storage), "student.pt")
     assert weights is not None
 
-    for stop in range(1, len(expected) + 1):
+    assert len(expected) == 5
+    for stop in stops:
         broken = replace(job, storage=str(tmp_path / f"stopped-{stop}"))
         run(broken, stop)
-        (Path(broken.storage) / "result.json").unlink(missing_ok=True)  # killed just before its last report
         kept = stop - stop % every if stop < len(expected) else stop
         torch.manual_seed(99)
         later = run(broken)
@@ -116,7 +144,41 @@ def test_a_resumed_job_equals_an_uninterrupted_one(job, tmp_path, every):
         }
         student = load_state(Storage(broken.storage), "student.pt")
         assert student is not None
-        assert all(torch.equal(value, weights[name]) for name, value in student.items())
+        assert same(student, weights)
+
+
+def test_a_resumed_job_with_dropout_equals_an_uninterrupted_one_wherever_it_ran_before(job, tmp_path):
+    job = changed(job, method=Kd(), student=DROPPING)
+    expected = records_of(run(replace(job, storage=str(tmp_path / "whole"))))
+    run(changed(replace(job, storage=str(tmp_path / "other")), method=Scratch()))
+    run(job, stop=1)
+    torch.rand(5)
+    before = torch.get_rng_state()
+
+    assert records_of(run(job)) == expected
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def damage(folder: Path) -> None:
+    (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:500])
+
+
+def swap(folder: Path) -> None:
+    state = load_state(Storage(folder))
+    assert state is not None
+    save_state(Storage(folder), state | {"key": "another run"})
+
+
+@pytest.mark.parametrize("spoil", [damage, swap], ids=["damaged", "another run's"])
+def test_a_checkpoint_that_is_damaged_or_another_runs_starts_the_run_anew(job, spoil):
+    expected = records_of(run(job))
+    spoil(Path(job.storage))
+    reports = run(job)
+
+    assert records_of(reports) == expected
+    assert reports[-1]["attempts"] == 1
+    assert all(len(payload["records"]) == 1 for payload in reports)
+    assert run(job)[-1]["attempts"] == 2  # what it left now is its own
 
 
 def test_seconds_go_on_counting_after_a_restart(job):
@@ -124,88 +186,193 @@ def test_seconds_go_on_counting_after_a_restart(job):
     second = run(job)
 
     assert second[0]["started"] == first[0]["started"]
-    assert second[0]["wall_seconds"] > first[1]["wall_seconds"] * 0.9
+    assert second[0]["wall_seconds"] > first[0]["wall_seconds"]
     assert second[0]["device_seconds"] > first[1]["device_seconds"]
 
 
-def test_a_job_with_test_leaves_its_student_and_all_its_records_and_is_not_run_again(job):
-    job = replace(job, test=True)
-    reports = run(job)
-    folder = Storage(job.storage)
-    result = json.loads(folder.read("result.json") or b"")
+def test_a_job_with_test_leaves_its_student_and_opens_the_test_split_behind_the_last_epoch(job, monkeypatch):
+    opened: list[int] = []
+    load = module.load_test
+    monkeypatch.setattr(module, "load_test", lambda *a: opened.append(len(reports)) or load(*a))
+    reports: list[Payload] = []
+    run_job(replace(job, test=True), reports.append)
 
-    assert timeless(result["records"]) == records_of(reports)
-    assert result["complete"]
-    assert 0 <= result["test_accuracy"] <= 1
-    assert math.isfinite(result["test_loss"])
-    assert {name: result[name] for name in reports[-1] if name != "records"} == {
-        name: value for name, value in reports[-1].items() if name != "records"
-    }
-    student = load_state(folder, "student.pt")
+    assert opened == [len(reports) - 1]
+    assert not any("test_accuracy" in payload for payload in reports[:-1])
+    assert math.isfinite(reports[-1]["test_loss"])
+    student = load_state(Storage(job.storage), "student.pt")
     assert student is not None
-    data = images_for(job.config.data, CPU, test=True)
-    network = worker.build_student(job.config.student, data, seed=5).network
+    data = images_for(job.config.data, job.placement)
+    network = build_student(job.config.student, data, seed=5).network
     network.load_state_dict(student)
-    assert data.test is not None
-    assert worker.evaluate(network, data, data.test, job.config.train)[0] == result["test_accuracy"]
-    assert run(job) == []
+    split = split_for_test(job.config.data, job.placement)
+    assert evaluate(network, data, split, "auto") == (reports[-1]["test_accuracy"], reports[-1]["test_loss"])
+
+
+def test_a_job_without_test_never_opens_the_test_split(job, monkeypatch):
+    monkeypatch.setattr(module, "load_test", lambda *_: pytest.fail("nobody asked for it"))
+
+    assert run(job)[-1]["complete"]
+    assert not Storage(job.storage).exists("student.pt")
 
 
 @pytest.mark.parametrize("test", [False, True], ids=["trial", "final run"])
 def test_a_run_that_cannot_go_on_reports_it_and_does_not_raise(job, test):
-    wild = TaskConfig(optimizer=OptimizerConfig(lr=1e30))
-    job = replace(job, config=replace(job.config, task=wild, train=TrainConfig(epochs=4, batch_size=64)), test=test)
+    job = replace(changed(job, method=Dfkt(pattern="dense-2", share=0.5, rate=1e30)), test=test)
     reports = run(job)
 
     assert "became nan or inf in task stage" in reports[-1]["failure"]
     assert not reports[-1].get("complete")
     assert not any("failure" in payload for payload in reports[:-1])
-    assert timeless(reports[-1]["records"]) == records_of(reports[:-1])  # what was measured is kept
-    assert Storage(job.storage).exists("result.json") == test
+    assert [timeless(r) for r in reports[-1]["records"]] == records_of(reports[:-1])  # what was measured is kept
+    assert len(reports[-1]["records"]) >= 2
+    assert reports[-1]["device_seconds"] >= reports[-2]["device_seconds"]
+    assert reports[-1]["wall_seconds"] > reports[-2]["wall_seconds"]
     assert not Storage(job.storage).exists("student.pt")
-    if test:
-        assert run(job) == []
+
+
+FAILURES: dict[str, tuple[dict[str, Any], str]] = {
+    "data": ({"data": DataConfig(name="absent")}, "existing folder, but got 'absent'"),
+    "network": ({"student": NetworkConfig(name="resnet9")}, "resnet9"),
+    "taps": ({"student": NetworkConfig(name="resnet8", width=0.25, taps=("stem", "layer9"))}, "layer9"),
+    "pattern": ({"method": Dfkt(pattern="nonsense")}, "nonsense"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_what_cannot_be_begun_is_a_failure_too_and_not_raised(job, case):
+    settings, message = FAILURES[case]
+    reports = run(changed(job, **settings))
+
+    assert len(reports) == 1
+    assert message in reports[0]["failure"]
+    assert (reports[0]["records"], reports[0]["device_seconds"]) == ([], 0)
+    assert reports[0]["attempts"] == 1
+
+
+def test_a_teacher_that_is_gone_and_too_many_workers_are_failures(job, tmp_path):
+    assert "there are none" in run(replace(job, teacher=str(tmp_path / "gone")))[0]["failure"]
+    reports: list[Payload] = []
+    run_job(job, reports.append, Group(0, 100))
+    assert "workers <= batch_size" in reports[0]["failure"]
+
+
+def test_device_and_threads_are_those_of_the_placement(job, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # nobody asks what there is
+    absent = changed(job, data=DataConfig(name="absent"))  # ends at once
+    seen: list[int] = []
+    try:
+        for threads in (3, 2):
+            placement = replace(job.placement, threads=threads)
+            run_job(replace(absent, placement=placement), lambda payload: seen.append(torch.get_num_threads()))
+    finally:
+        torch.set_num_threads(1)
+
+    assert seen == [3, 2]
+    run_job(job, lambda payload: seen.append(torch.get_num_threads()))
+    assert set(seen[2:]) == {1}
+
+
+def test_images_go_to_the_device_that_was_named(run_config, placement):
+    data = images_for(run_config.data, placement)
+    moved: list[object] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageSet, "to", lambda self, device: moved.append(device) or self)
+        images_for(run_config.data, replace(placement, device="cuda:1"))
+
+    assert moved == ["cuda:1"]
+    assert data.train.images.device == torch.device("cpu")
 
 
 def test_a_method_without_a_teacher_needs_none(job):
-    alone = replace(job, config=baseline(job.config, "scratch"), teacher=None)
+    assert run(replace(changed(job, method=Scratch()), teacher=None))[-1]["complete"]
 
-    assert run(alone)[-1]["complete"]
+
+@pytest.mark.parametrize("method", ["scratch", "kd", "dkd"])
+def test_networks_whose_taps_cannot_be_told_learn_where_none_are_read(job, taught, method):
+    teacher = replace(job.config.teacher, network=SECRETIVE)
+    job = changed(job, method=METHODS[method], student=SECRETIVE, teacher=teacher)
+    data = images_for(job.config.data, job.placement)
+    check_run(job.config, data)
+
+    assert run(replace(job, teacher=taught(job.config)))[-1]["complete"]
+    with pytest.raises(TapError):
+        check_run(replace(job.config, method=METHODS["attention"]), data)
+
+
+def test_the_check_before_a_run_says_what_would_stop_it(job, tmp_path):
+    config, data = job.config, images_for(job.config.data, job.placement)
+
+    assert [stage.phase for stage in check_run(config, data)] == ["flow", "flow", "flow", "task"]
+    with pytest.raises(ConfigError, match="Every stage needs a step"):
+        check_run(replace(config, train=replace(config.train, epochs=0.2)), data)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        check_run(replace(config, teacher=replace(config.teacher, checkpoint=str(tmp_path / "absent.pt"))), data)
+    few = replace(config.student, taps=("stem", "layer1.0"))
+    with pytest.raises(TapError, match="cannot be matched"):
+        check_run(replace(config, method=METHODS["attention"], student=few), data)
+    alone = replace(config, method=Scratch(), teacher=replace(config.teacher, checkpoint="absent.pt"))
+    assert len(check_run(alone, data)) == 1
 
 
 def test_the_same_seed_gives_the_same_student_whatever_was_drawn_before(run_config):
-    data = load_data(run_config.data)
+    data = load_data(run_config.data, "unused")
     networks = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        networks.append(worker.build_student(run_config.student, data, seed=3).network.state_dict())
-    other = worker.build_student(run_config.student, data, seed=4).network.state_dict()
+        networks.append(build_student(run_config.student, data, seed=3).network.state_dict())
+    other = build_student(run_config.student, data, seed=4).network.state_dict()
 
-    assert all(torch.equal(value, networks[1][name]) for name, value in networks[0].items())
+    assert same(networks[0], networks[1])
     assert not torch.equal(other["fc.weight"], networks[0]["fc.weight"])
 
 
+def teacher_of(job: Job, data: ImageSet, **more: Any) -> Any:
+    return teacher_for(job.config.teacher, data, str(job.teacher), **({"tapped": True, "precision": "auto"} | more))
+
+
 def test_images_and_teacher_are_kept_for_the_next_run_of_the_process(job, monkeypatch):
-    config = job.config
-    data = images_for(config.data, CPU)
-    teacher = teacher_for(config.teacher, data, str(job.teacher))
+    data = images_for(job.config.data, job.placement)
+    teacher = teacher_of(job, data)
     for name in ("load_data", "load_teacher"):
-        monkeypatch.setattr(worker, name, lambda *_, **__: pytest.fail("it is kept already"))
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it is kept already"))
 
-    assert images_for(config.data, CPU) is data
-    assert teacher_for(config.teacher, data, str(job.teacher)) is teacher
-    assert run(replace(job, config=replace(config, flow=FlowConfig(share=0.9))))[-1]["complete"]
+    assert images_for(job.config.data, job.placement) is data
+    assert teacher_of(job, data) is teacher
+    assert run(changed(job, method=Dfkt(pattern="dense-2", share=0.9)))[-1]["complete"]
 
 
-def test_other_images_or_another_teacher_are_loaded_anew(job, tmp_path):
-    config = job.config
-    data = images_for(config.data, CPU)
-    teacher = teacher_for(config.teacher, data, str(job.teacher))
-    fewer = images_for(replace(config.data, limit_train=100), CPU)
+def test_another_teacher_or_another_way_to_read_it_is_made_anew(job, taught):
+    data = images_for(job.config.data, job.placement)
+    teacher = teacher_of(job, data)
+    other = replace(job.config, teacher=replace(job.config.teacher, rate=0.05))
 
-    assert len(fewer.train) < len(data.train)
-    assert len(images_for(config.data, CPU).train) == len(data.train)
-    assert images_for(config.data, CPU, test=True).test is not None
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "teacher.pt").write_bytes((tmp_path / "study" / "teacher.pt").read_bytes())
-    assert teacher_for(config.teacher, data, str(tmp_path / "other")) is not teacher
+    assert len(teacher_of(job, data, tapped=False).taps) == 0
+    assert next(teacher_of(job, data, precision="float64").network.parameters()).dtype == torch.float64
+    assert teacher_for(other.teacher, data, taught(other), tapped=True, precision="auto") is not teacher
+
+
+def test_one_set_of_images_is_held_at_a_time_and_the_old_one_is_let_go_first(job, monkeypatch):
+    load, held = module.load_data, []
+
+    def watched(*arguments: Any) -> ImageSet:
+        held.append([kind for kind in module._CACHE.entries if kind == "images"])
+        return load(*arguments)
+
+    monkeypatch.setattr(module, "load_data", watched)
+    first = images_for(job.config.data, job.placement)
+    fewer = images_for(replace(job.config.data, limit_train=100), job.placement)
+
+    assert held == [[], []]
+    assert len(fewer.train) < len(first.train)
+    assert [value for kind, (_, value) in module._CACHE.entries.items() if kind == "images"] == [fewer]
+    assert images_for(job.config.data, job.placement) is not first
+
+
+def test_data_that_fails_to_load_leaves_nothing_half_made(job):
+    images_for(job.config.data, job.placement)
+    with pytest.raises(DataError):
+        images_for(DataConfig(name="absent"), job.placement)
+
+    assert "images" not in module._CACHE.entries
+    assert len(images_for(job.config.data, job.placement).train) > 0

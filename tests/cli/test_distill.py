@@ -1,0 +1,217 @@
+"""One run without a study: from a trial or from nothing, to its end, again, and after an interruption."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli.switches import OWN_METHOD, OWN_NETWORKS, TINY, run_of
+from made import trial
+
+from dfkt.cli import distill
+from dfkt.cli.distill import split_trial
+from dfkt.cli.main import main
+from dfkt.config import (
+    DataConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    TeacherConfig,
+    TrainConfig,
+    to_dict,
+)
+from dfkt.data.load import load_data
+from dfkt.methods.dfkt import Dfkt
+from dfkt.methods.kd import Kd
+from dfkt.networks.build import build_network
+from dfkt.store.files import Storage
+from dfkt.store.study_store import StudyStore
+from dfkt.study.config import ArmConfig, StudyConfig
+from dfkt.training.config import RunConfig
+from dfkt.training.run import check_run
+
+WINNER = Dfkt(pattern="sliding-2", order="local", rounds=2, weight=0.5, span_weights=(1.0, 3.0), clip_norm=None)
+STUDY = StudyConfig(
+    name="whole",
+    data=DataConfig(name="digits", limit_train=300, padding=1),
+    teacher=TeacherConfig(network=NetworkConfig(name="resnet14"), rate=0.03, train=TrainConfig(epochs=9)),
+    student=NetworkConfig(name="resnet20", width=0.5),
+    train=TrainConfig(
+        epochs=7, batch_size=48, clip_norm=2.5, sync_batch_norm=False,
+        optimizer=OptimizerConfig(schedule="step", momentum=0.7, nesterov=True, weight_decay=3e-4),
+    ),
+    arms=(
+        ArmConfig(name="kd", method=Kd(), trials=2),
+        ArmConfig(name="dfkt", method=Dfkt(), trials=2, epochs=5),
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _work_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A study with a trial of each arm whose settings are no defaults, and a failed one."""
+    store = StudyStore.create(Storage(tmp_path / "whole"), {}, ["task"], {"config": to_dict(STUDY), "arms": {}})
+    for arm, method, number, accuracy in (
+        ("dfkt", WINNER, 0, 0.9),
+        ("dfkt", Dfkt(), 1, 0.7),
+        ("kd", Kd(weight=0.3, temperature=2.0), 0, 0.8),
+        ("kd", Kd(weight=0.4), 1, None),
+    ):
+        row = trial(number, method.name, "COMPLETE" if accuracy else "FAIL", accuracy)
+        store.save_trial(arm, {n: v for n, v in row.items() if not n.startswith("param_")} | settings(method))
+    return tmp_path / "whole"
+
+
+def settings(method: Any) -> dict[str, str]:
+    return {"settings": json.dumps(to_dict(method))}
+
+
+def expected(method: Any, **train: Any) -> RunConfig:
+    """Return the run of a trial of the study."""
+    return RunConfig(
+        method=method,
+        data=STUDY.data,
+        teacher=STUDY.teacher,
+        student=STUDY.student,
+        train=replace(STUDY.train, **train),
+    )
+
+
+def test_the_best_trial_is_taken_whole(whole: Path) -> None:
+    assert run_of("--trial", "whole") == expected(WINNER, epochs=5)
+
+
+@pytest.mark.parametrize(
+    ("switches", "method", "train"),
+    [
+        (["--set", "rate=0.02"], replace(WINNER, rate=0.02), {}),
+        (["--set", "clip_norm=3"], replace(WINNER, clip_norm=3), {}),
+        (["--epochs", "2"], WINNER, {"epochs": 2}),
+        (["--seed", "4"], WINNER, {"seed": 4}),
+        (["--clip-norm", "1"], WINNER, {"clip_norm": 1}),
+        (["--method", "dfkt", "--set", "rounds=1"], replace(WINNER, rounds=1), {}),
+    ],
+)
+def test_one_change_to_a_trial_keeps_all_else(
+    switches: Sequence[str], method: Dfkt, train: dict[str, Any], whole: Path
+) -> None:
+    assert run_of("--trial", "whole", *switches) == expected(method, **{"epochs": 5, **train})
+
+
+def test_a_trial_is_named_by_arm_and_number(whole: Path) -> None:
+    assert run_of("--trial", "whole:kd") == expected(Kd(weight=0.3, temperature=2.0))
+    assert run_of("--trial", "whole:kd:1") == expected(Kd(weight=0.4))  # a failed one may be looked into
+    assert run_of("--trial", f"{whole}:dfkt:1") == expected(Dfkt(), epochs=5)
+
+
+def test_another_method_takes_the_place_of_a_trials(whole: Path) -> None:
+    assert run_of("--trial", "whole:kd:0", "--method", "dfkt") == expected(Dfkt())
+    assert run_of("--trial", "whole:dfkt:0", "--method", "kd", "--set", "weight=0.2").method == Kd(weight=0.2)
+
+
+def test_a_folder_may_have_colons(whole: Path) -> None:
+    whole.rename(whole.with_name("a:b"))
+    assert split_trial("a:b") == ("a:b", None, None)
+    assert split_trial("a:b:kd:1") == ("a:b", "kd", 1)
+    assert split_trial("s3://bucket/x?a=b") == ("s3://bucket/x?a=b", None, None)
+    assert run_of("--trial", "a:b:kd:1").method == Kd(weight=0.4)
+
+
+def test_without_a_trial_it_is_dfkt_at_its_reference_settings() -> None:
+    assert run_of() == RunConfig()
+    assert isinstance(run_of().method, Dfkt)
+
+
+def test_an_own_method_may_lie_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "distill_own.py").write_text(OWN_METHOD)
+    method: Any = run_of("--method", "distill_own:Plain", "--set", "depth=3", "rate=0.2").method
+    assert (method.name, method.depth, method.rate) == ("plain", 3, 0.2)
+
+
+def test_a_network_without_taps_can_be_taught_by_kd_and_learn_from_scratch(tmp_path: Path) -> None:
+    (tmp_path / "distill_nets.py").write_text(OWN_NETWORKS)
+    data = load_data(DataConfig(limit_train=100), str(tmp_path))
+    for method in ("kd", "dkd", "scratch"):
+        (stage,) = check_run(run_of("--method", method, "--student", "distill_nets:small"), data)
+        assert stage.phase == "task"
+
+
+def test_what_lies_in_the_folder_beside_a_run_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "run_job", lambda job, report: report(REPORT))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert main(["distill", "--method", "scratch", "--out", "out"]) == 0
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert {"run.json", "result.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+REPORT = {"records": [], "val_accuracy": 0.5, "test_accuracy": 0.25, "complete": True}
+
+
+def test_a_run_that_is_done_is_told_again_and_a_failed_one_fails_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = [{"records": [], "failure": "The loss became nan"}, REPORT]
+    monkeypatch.setattr(distill, "run_job", lambda job, report: report(reports.pop()))
+    for out, code, said in (("good", 0, "val 50.00 %, test 25.00 %"), ("bad", 1, "failed: The loss became nan")):
+        for _ in range(2):
+            assert main(["distill", "--method", "scratch", "--out", out]) == code
+            assert said in capsys.readouterr().out
+    assert not reports
+
+
+def test_only_a_taught_method_asks_for_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(distill, "find_teacher", lambda *given: asked.append(given[0]))
+    monkeypatch.setattr(distill, "run_job", lambda job, report: report(REPORT))
+    assert main(["distill", "--method", "scratch", "--out", "a"]) == 0
+    assert not asked
+    assert main(["distill", "--method", "kd", "--out", "b", "--teacher", "resnet14"]) == 0
+    assert [config.network.name for config in asked] == ["resnet14"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_to_the_same_end_and_is_then_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def argv(out: str) -> list[str]:
+        return ["distill", *TINY, "--epochs", "3", "--out", out, "--teacher-root", "teachers"]
+
+    assert main(argv("whole")) == 0
+    run_job = distill.run_job
+
+    def interrupted(job: Any, report: Any) -> None:
+        def stop_later(payload: dict[str, Any]) -> None:
+            report(payload)
+            if payload["records"] and payload["records"][-1]["index"] == 2:
+                raise KeyboardInterrupt
+
+        run_job(job, stop_later)
+
+    monkeypatch.setattr(distill, "run_job", interrupted)
+    assert main(argv("parts")) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    monkeypatch.setattr(distill, "run_job", run_job)
+    assert main(argv("parts")) == 0
+    first = capsys.readouterr().out.splitlines()
+
+    results = [json.loads((tmp_path / out / "result.json").read_text()) for out in ("whole", "parts")]
+    assert [result["attempts"] for result in results] == [1, 2]
+    for name in ("val_accuracy", "test_accuracy", "test_loss"):
+        assert results[0][name] == results[1][name]
+    indices = [record["index"] for record in results[1]["records"]]
+    assert indices == list(range(len(indices)))
+    student = build_network(NetworkConfig(name="resnet8", width=0.25), num_classes=10, in_channels=1)
+    student.load_state_dict(torch.load(tmp_path / "parts" / "student.pt", weights_only=True))
+
+    assert main(argv("parts")) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == first[-2:]
+    assert main([*argv("parts"), "--set", "rate=0.01"]) == 2
+    assert "holds another run. Take another --out" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""The command trains a teacher once, finds it then, and a study finds it too."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli.switches import study_of
+
+from dfkt.cli.main import main
+from dfkt.config import DataConfig, TeacherConfig
+from dfkt.study.config import StudyConfig
+
+SWITCHES = [
+    "--data",
+    "digits",
+    "--limit-train",
+    "300",
+    "--limit-test",
+    "60",
+    "--batch-size",
+    "64",
+    "--teacher",
+    "resnet8",
+]
+
+
+@pytest.fixture(autouse=True)
+def _work_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the command asks for, with nothing trained."""
+    seen: list[Any] = []
+    monkeypatch.setattr("dfkt.training.run.images_for", lambda config, placement: config)
+    monkeypatch.setattr("dfkt.training.teacher.find_teacher", lambda *given: seen.append(given))
+    return seen
+
+
+def test_it_is_the_teacher_that_a_study_with_these_switches_asks_for(asked: list[Any]) -> None:
+    assert main(["teacher", *SWITCHES, "--epochs", "3", "--teacher-width", "0.5"]) == 0
+    ((teacher, data, *_),) = asked
+    study = study_of(
+        StudyConfig(name="s"), *SWITCHES, "--teacher-epochs", "3", "--teacher-width", "0.5", "--epochs", "9"
+    )
+    assert (teacher, data) == (study.teacher, study.data)
+
+
+def test_without_switches_it_is_the_default_one(asked: list[Any]) -> None:
+    assert main(["teacher"]) == 0
+    assert asked[0][:2] == (TeacherConfig(), DataConfig())
+
+
+def test_it_takes_as_many_threads_as_it_is_given(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    assert main(["teacher", "--threads", "3"]) == 0
+    assert main(["teacher"]) == 0  # all there are, as in a study
+    assert counts == [3]
+
+
+@pytest.mark.slow
+def test_a_teacher_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["teacher", *SWITCHES, "--teacher-root", "teachers", "--epochs", "1"]
+    assert main(argv) == 0
+    assert "trained in" in capsys.readouterr().out
+    assert main(argv) == 0
+    assert "found in" in capsys.readouterr().out
+    assert len([path for path in (tmp_path / "teachers").iterdir() if path.is_dir()]) == 1
