@@ -134,6 +134,7 @@ def run_distill(config: RunConfig, placement: Placement, out: str, log: Log) -> 
         schedule = check_run(config, data)
         storage.check_writable()
         _claim(config, storage)
+        log(data.describe())
         for note in data.notes:
             log(f"note: {note}")
         log("\n".join(stage.describe() for stage in schedule))

@@ -35,6 +35,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--data-root", help="where torchvision's sets are kept (default: ~/.cache/dfkt/data)")
     group.add_argument("--image-size", type=int, help="resize images to this many pixels")
+    group.add_argument(
+        "--augment", help="crop (or resize), flip, separated by commas; none (default: the set's own; no folder is mirrored)"
+    )
+    group.add_argument("--padding", type=int, help="pixels of zeros around an image before it is cropped")
     group.add_argument("--limit-train", type=int, help="use at most so many training images")
     group.add_argument("--limit-test", type=int, help="use at most so many test images")
 
@@ -140,10 +144,29 @@ def with_data(config: DataConfig, a: argparse.Namespace) -> DataConfig:
         config,
         name=absolute_path(a.data) if folder else a.data,
         image_size=a.image_size,
+        padding=a.padding,
+        **read_augmentation(a.augment),
         limit_train=a.limit_train,
         limit_test=a.limit_test,
     )
     return typing.cast(DataConfig, changed)
+
+
+def read_augmentation(text: str | None) -> dict[str, Any]:
+    """Return the settings of images that ``--augment`` stands for.
+
+    Example:
+        >>> read_augmentation("crop,flip"), read_augmentation("none")
+        ({'crop': 'padded', 'flip': True}, {'crop': 'none', 'flip': False})
+    """
+    if text is None:
+        return {}
+    names = split_names(text) or ()
+    ok = names == ("none",) or (bool(names) and set(names) <= {"crop", "resize", "flip"})
+    if not ok or {"crop", "resize"} <= set(names):
+        raise ConfigError(f"`--augment` takes crop or resize, flip, separated by commas, or none; but got {text!r}.")
+    crop = "padded" if "crop" in names else "resized" if "resize" in names else "none"
+    return {"crop": crop, "flip": "flip" in names}
 
 
 def with_network(config: NetworkConfig, a: argparse.Namespace, role: str) -> NetworkConfig:

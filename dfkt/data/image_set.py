@@ -110,6 +110,20 @@ class ImageSet:
         """The training split; its images are a view of :attr:`padded` and not contiguous in memory."""
         return Split(inside(self.padded.images, self.padding), self.padded.labels)
 
+    def describe(self) -> str:
+        """Return on one line what training sees: sizes, classes, colours, augmentation."""
+        height, width = self.image_size
+        colour = "grey" if self.channels == 1 else "colour"
+        moments = "; ".join(
+            f"{name} {' '.join(f'{value:.3f}' for value in values.tolist())}"
+            for name, values in (("mean", self.mean), ("std", self.std))
+        )
+        crop = "random areas, resized" if self.resized else f"crops padded by {self.padding}" if self.padding else "no crops"
+        return (
+            f"{self.title}: {len(self.padded)} train and {len(self.val)} val images, {height}x{width} {colour}, "
+            f"{self.num_classes} classes; {moments}; augmented by {crop}, {'mirrored' if self.flip else 'not mirrored'}"
+        )
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""

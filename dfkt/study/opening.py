@@ -41,6 +41,7 @@ def check_study(
     _columns(config, taps)
     about = about_data(data)
     check_store(config, storage, about)
+    log(data.describe())
     for note in data.notes:
         log(f"note: {note}")
     return about, taps

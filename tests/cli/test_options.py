@@ -9,9 +9,11 @@ from cli.switches import make_folder, parsed
 
 from dfkt.cli import distill, study, teacher
 from dfkt.cli.options import (
+    add_data,
     absolute_path,
     as_name,
     data_name,
+    read_augmentation,
     read_placement,
     read_workers,
     split_names,
@@ -147,3 +149,21 @@ def test_a_teachers_command_takes_only_what_changes_a_teacher() -> None:
     for switch in ("--clip-norm", "--checkpoint-every", "--student-width"):
         with pytest.raises(SystemExit):
             told(switch, "1")
+
+
+@pytest.mark.parametrize("text", ["", "flip,none", "crop,resize", "mirror", "none,none"])
+def test_unknown_augmentation_is_refused_with_what_there_is(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"`--augment` takes crop or resize, flip, separated by commas, or none"):
+        read_augmentation(text)
+
+
+def test_augmentation_reaches_the_images() -> None:
+    parser = argparse.ArgumentParser()
+    add_data(parser)
+    read = lambda *words: with_data(DataConfig(flip=True), parser.parse_args(words))  # noqa: E731
+
+    assert (read().crop, read().flip) == (None, True)
+    assert (read("--augment", "crop").crop, read("--augment", "crop").flip) == ("padded", False)
+    assert read("--augment", "resize,flip").crop == "resized"
+    assert read("--augment", "none") == DataConfig(crop="none", flip=False)
+    assert read("--padding", "2").padding == 2
