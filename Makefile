@@ -19,7 +19,7 @@ study: install
 	$(BIN)/python studies/digits_sweep.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 check: install
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from dfkt.training.config import RunConfig
 torch.set_num_threads(1)
 RAY_MARKS = [
     pytest.mark.ray,
+    pytest.mark.xdist_group("ray"),  # one cluster on a machine at a time
     pytest.mark.slow,
     pytest.mark.timeout(300),
     # Ray leaves sockets and files of its connections to the garbage collector, and warns of its own deprecations.
