@@ -19,6 +19,8 @@ from torch import nn
 
 from dfkt.training.parallel import Group, SynchronisedBatchNorm, synchronise_batch_norms
 
+pytestmark = pytest.mark.xdist_group("workers")  # the processes of a run are started once for the whole file
+
 SCRIPT = Path(__file__).parents[1] / "parallel_runs.py"
 WORLDS = (2, 3)
 
