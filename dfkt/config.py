@@ -76,7 +76,7 @@ class DataConfig:
     padding: int | None = None
     """Pixels of zero padding before a ``padded`` crop; ``None`` takes the set's default."""
     flip: bool | None = None
-    """Random horizontal flips; ``None`` takes the set's default: yes for CIFAR, no elsewhere. A mirrored letter is another one."""
+    """Random horizontal flips; ``None`` takes the set's default: yes for CIFAR, no elsewhere: a mirrored letter is another."""
 
     def __post_init__(self) -> None:
         check_rule(bool(self.name), "data name is not empty", name=self.name)

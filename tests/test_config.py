@@ -162,7 +162,7 @@ def leaves(config: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 CHANGED = {float: 0.5, int: 7, str: "step", bool: True, tuple: ("conv1", "layer2"), type(None): 5}
-OTHER = {"precision": "float64", "momentum": 0.3, "nesterov": False}
+OTHER = {"precision": "float64", "crop": "padded", "momentum": 0.3, "nesterov": False}
 
 
 def with_another(config: Any, path: tuple[str, ...]) -> Any:

@@ -36,7 +36,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data-root", help="where torchvision's sets are kept (default: ~/.cache/dfkt/data)")
     group.add_argument("--image-size", type=int, help="resize images to this many pixels")
     group.add_argument(
-        "--augment", help="crop (or resize), flip, separated by commas; none (default: the set's own; no folder is mirrored)"
+        "--augment",
+        help="crop (or resize), flip, separated by commas; none (default: the set's own; no folder is mirrored)",
     )
     group.add_argument("--padding", type=int, help="pixels of zeros around an image before it is cropped")
     group.add_argument("--limit-train", type=int, help="use at most so many training images")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dfkt.data.image_set import ImageSet, Split
 
-
 LEAST_AREA, SIDE_RATIO = 0.08, 4 / 3
 """Smallest area, and largest ratio of width to height or back, of random areas: those networks for ImageNet are trained with."""
 

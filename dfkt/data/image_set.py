@@ -118,7 +118,13 @@ class ImageSet:
             f"{name} {' '.join(f'{value:.3f}' for value in values.tolist())}"
             for name, values in (("mean", self.mean), ("std", self.std))
         )
-        crop = "random areas, resized" if self.resized else f"crops padded by {self.padding}" if self.padding else "no crops"
+        crop = (
+            "random areas, resized"
+            if self.resized
+            else f"crops padded by {self.padding}"
+            if self.padding
+            else "no crops"
+        )
         return (
             f"{self.title}: {len(self.padded)} train and {len(self.val)} val images, {height}x{width} {colour}, "
             f"{self.num_classes} classes; {moments}; augmented by {crop}, {'mirrored' if self.flip else 'not mirrored'}"

@@ -9,8 +9,8 @@ from cli.switches import make_folder, parsed
 
 from dfkt.cli import distill, study, teacher
 from dfkt.cli.options import (
-    add_data,
     absolute_path,
+    add_data,
     as_name,
     data_name,
     read_augmentation,
