@@ -127,9 +127,9 @@ def placement(tmp_path: Path) -> Placement:
     return Placement(teacher_root=str(tmp_path / "teachers"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A place for studies, and the environment of the tests' cluster: every process must have the same."""
+    """A place for a file's studies, and the environment of its cluster: every process must have the same."""
     from dfkt.study.cluster import ENVIRONMENT  # imports Ray, which most tests do without
 
     with pytest.MonkeyPatch.context() as patch:
@@ -139,9 +139,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield tmp_path_factory.mktemp("studies")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(home: Path) -> Iterator[str]:
-    """The address of the one cluster of all tests; a process of its own holds it."""
+    """The address of a cluster that lasts as long as a file's tests; a process of its own holds it."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD],
         stdin=subprocess.PIPE,
