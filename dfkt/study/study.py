@@ -77,9 +77,7 @@ def run_studies(
         held.enter_context(cluster(address))
         workers = fit_workers(workers or Workers())
         batch = min(config.train.batch_size for config in configs)
-        check_rule(
-            workers.count <= batch, "workers_per_run <= batch_size", workers_per_run=workers.count, batch_size=batch
-        )
+        check_rule(workers.count <= batch, "workers_per_run <= batch_size", workers=workers.count, batch_size=batch)
         studies = []
         for config, folder, (about, taps) in zip(configs, folders, checked, strict=True):
             study = OpenStudy(config, open_store(config, folder, about, taps), workers.place(placement), taps)
