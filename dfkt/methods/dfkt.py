@@ -23,6 +23,7 @@ ORDERS = ("cumulative", "local")
 MOST_ROUNDS = 3
 STAGE_LENGTH = (1 / 3, 3.0)
 WEIGHT = (0.1, 10.0)
+MOST_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,31 @@ class FlowTerm(Term):
         """Return the term with its norm, pairs and their weights."""
         pairs = " ".join(f"({i},{j})x{w:g}" for (i, j), w in zip(self.pairs, self.weights, strict=True))
         return f"flow[{self.norm}] {pairs}"
+
+
+def left_out(method: Method, epochs: float, taps: StudentTaps) -> set[FlowPair]:
+    """Return the flow pairs that a method's schedule leaves out since both taps meet one tap of the teacher."""
+    if taps.matched is None or len(set(taps.matched)) == taps.count:
+        return set()
+
+    def pairs(known: StudentTaps) -> set[FlowPair]:
+        terms = (term for stage in method.schedule(epochs, known) for term in stage.terms)
+        return {pair for term in terms if isinstance(term, FlowTerm) for pair in term.pairs}
+
+    return pairs(replace(taps, matched=None)) - pairs(taps)
+
+
+def describe_left_out(pairs: Iterable[FlowPair]) -> str:
+    """Say on one line which flow pairs are left out, and why.
+
+    Example:
+        >>> describe_left_out({(3, 4), (1, 2)})
+        'a student deeper than its teacher: flow pairs (1,2) (3,4) are left out, both taps meet one tap of the teacher'
+    """
+    every = sorted(pairs)
+    shown = " ".join(f"({i},{j})" for i, j in every[:MOST_SHOWN])
+    more = f" … ({len(every)} in all)" if len(every) > MOST_SHOWN else ""
+    return f"a student deeper than its teacher: flow pairs {shown}{more} are left out, both taps meet one tap of the teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +133,7 @@ class Dfkt(Method):
 
     def schedule(self, epochs: float, taps: StudentTaps) -> Schedule:
         """Return ``rounds`` times the flow stages, bottom first, and the task stage."""
-        pairs = flow_pairs(self.pattern, taps.count, taps.group_ends)
+        pairs = flow_pairs(self.pattern, taps.count, taps.group_ends, taps.matched)
         flow_epochs = self.share * epochs
         tops = [max(j for _, j in pairs)] if self.order == "joint" else sorted({j for _, j in pairs})
         lengths = [self.stage_lengths[k - 1] if k <= len(self.stage_lengths) else 1.0 for k in tops]
@@ -149,7 +175,7 @@ class Dfkt(Method):
         the settings give stay.
         """
         pattern = self._sample_pattern(trial, taps)
-        pairs = flow_pairs(pattern, taps.count, taps.group_ends)
+        pairs = flow_pairs(pattern, taps.count, taps.group_ends, taps.matched)
         drawn: dict[str, Any] = {"pattern": pattern} | self._sample_stages(trial, pairs)
         drawn |= {name: self.draw(trial, name) for name in self.ranges()}
         return replace(self, **drawn, **self._sample_soft(trial))
@@ -207,7 +233,7 @@ class Dfkt(Method):
         """Return every parameter that any sample has."""
         top = taps.count - 1
         found: dict[str, type] = {"pattern": str, "family": str, "dense_span": int, "sliding_span": int}
-        found |= dict.fromkeys(self._weight_names(top), float)
+        found |= dict.fromkeys(self._weight_names(taps), float)
         found |= {"order": str, "freeze_below": bool, "rounds": int}
         found |= dict.fromkeys(self._length_names(top), float)
         return found | super().columns(taps) | {"soft_targets": bool, "weight": float, "temperature": float}
@@ -218,7 +244,7 @@ class Dfkt(Method):
         params: Params = {"family": "dense", "dense_span": top} if top > 1 else {"family": "adjacent"}
         if top > 1:
             params |= {"order": "cumulative", "rounds": 1}
-            params |= dict.fromkeys(self._length_names(top) + self._weight_names(top), 1.0)
+            params |= dict.fromkeys(self._length_names(top) + self._weight_names(taps), 1.0)
         params |= super().starts(taps)[0]
         return params | {"soft_targets": False}, params | {"soft_targets": True, "weight": 0.9, "temperature": 4.0}
 
@@ -230,12 +256,12 @@ class Dfkt(Method):
     def _length_names(self, top: int) -> list[str]:
         return [] if self.stage_lengths else [f"length_{k}" for k in range(1, top + 1)]
 
-    def _weight_names(self, top: int) -> list[str]:
+    def _weight_names(self, taps: StudentTaps) -> list[str]:
         if self._weighed:
             return []
         if self.weights == "pair":
-            return [f"weight_{i}_{j}" for i, j in flow_pairs("dense", top + 1)]
-        return [f"weight_span_{s}" for s in range(1, top + 1)]
+            return [f"weight_{i}_{j}" for i, j in flow_pairs("dense", taps.count, matched=taps.matched)]
+        return [f"weight_span_{s}" for s in range(1, taps.count)]
 
     def describe(self) -> str:
         """Return pattern, order, rounds, flow and task in one phrase."""

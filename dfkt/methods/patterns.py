@@ -13,6 +13,9 @@ from-bottom    (0,1) (0,2) (0,3) …         nested, all start at the stem
 to-top         (0,L) (1,L) …               nested, all end at the last tap
 dense-S        every (i,j), 1 <= j-i <= S  ``dense`` alone is every pair: the densest
 =============  ==========================  ==============================================
+
+Where a student is deeper than its teacher, several of its taps meet one tap of the teacher. A pair of two such taps has no
+flow of the teacher's to learn from, and is left out. The stem meets the stem alone, so every pattern keeps a pair.
 """
 
 from __future__ import annotations
@@ -50,13 +53,16 @@ def pattern_names(num_taps: int) -> tuple[str, ...]:
     return (*whole, *spans)
 
 
-def flow_pairs(pattern: str, num_taps: int, group_ends: Sequence[int] = ()) -> tuple[FlowPair, ...]:
+def flow_pairs(
+    pattern: str, num_taps: int, group_ends: Sequence[int] = (), matched: Sequence[int] | None = None
+) -> tuple[FlowPair, ...]:
     """Return a pattern's flow pairs, ordered by upper, then lower tap.
 
     Args:
         pattern: Name of the pattern, such as ``dense-2``.
         num_taps: How many taps the student has.
         group_ends: Taps at the ends of groups, tap 0 among them; only ``group-ends`` reads it.
+        matched: The teacher tap that each tap meets; pairs whose two taps meet one and the same are left out.
 
     Raises:
         PatternError: If the family is unknown, or the span is missing or larger than the taps allow.
@@ -64,12 +70,14 @@ def flow_pairs(pattern: str, num_taps: int, group_ends: Sequence[int] = ()) -> t
     Example:
         >>> flow_pairs("dense-2", 4)
         ((0, 1), (0, 2), (1, 2), (1, 3), (2, 3))
+        >>> flow_pairs("dense-2", 4, matched=(0, 1, 1, 2))
+        ((0, 1), (0, 2), (1, 3), (2, 3))
     """
     family, span = _parse(pattern, num_taps)
-    top = num_taps - 1
+    top, meets = num_taps - 1, range(num_taps) if matched is None else matched
     if family == "group-ends":
-        return tuple(pairwise(group_ends))
-    every = [(i, j) for j in range(1, num_taps) for i in range(j)]
+        return tuple(pairwise(group_ends))  # group ends meet group ends
+    every = [(i, j) for j in range(1, num_taps) for i in range(j) if meets[i] != meets[j]]
     keep = {
         "adjacent": lambda i, j: j - i == 1,
         "sliding": lambda i, j: j - i == span,

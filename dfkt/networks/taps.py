@@ -40,20 +40,26 @@ class StudentTaps:
 
     Example:
         >>> StudentTaps.of([Tap("t", 1, size, size) for size in (8, 8, 8, 4, 4)])
-        StudentTaps(count=5, group_ends=(0, 2, 4))
+        StudentTaps(count=5, group_ends=(0, 2, 4), matched=None)
         >>> StudentTaps.of(())
-        StudentTaps(count=0, group_ends=())
+        StudentTaps(count=0, group_ends=(), matched=None)
     """
 
     count: int
     """Number of taps."""
     group_ends: tuple[int, ...]
     """Tap 0 and the last tap of every group of equal grids, as :func:`group_ends` gives them."""
+    matched: tuple[int, ...] | None = None
+    """The teacher tap that each one meets, as :func:`match_taps` gives it; ``None`` where no teacher is known."""
 
     @classmethod
-    def of(cls, taps: Sequence[Tap]) -> StudentTaps:
-        """Return the number and the group ends of measured taps."""
-        return cls(len(taps), group_ends(taps))
+    def of(cls, taps: Sequence[Tap], teacher: Sequence[Tap] | None = None) -> StudentTaps:
+        """Return number and group ends of measured taps, matched with those of a teacher that is read at taps.
+
+        Raises:
+            TapError: As :func:`match_taps`.
+        """
+        return cls(len(taps), group_ends(taps), None if teacher is None else match_taps(taps, teacher))
 
 
 @contextmanager

@@ -10,16 +10,17 @@ from dfkt.data.batches import steps_per_epoch
 from dfkt.data.image_set import ImageSet
 from dfkt.errors import ConfigError, StudyError
 from dfkt.methods.base import Method
-from dfkt.networks.taps import StudentTaps, match_taps
+from dfkt.methods.dfkt import describe_left_out, left_out
+from dfkt.methods.patterns import FlowPair
+from dfkt.networks.taps import StudentTaps
 from dfkt.store.files import Storage
 from dfkt.store.origin import environment
 from dfkt.store.study_store import StudyStore, clear
 from dfkt.study.config import ArmConfig, StudyConfig
 from dfkt.study.recorder import now
 from dfkt.study.search import random_draws
-from dfkt.training.run import build_student, images_for
+from dfkt.training.run import check_networks, images_for
 from dfkt.training.stages import stage_ends
-from dfkt.training.teacher import read_own
 
 Log = Callable[[str], None]
 DRAWS = 64
@@ -35,39 +36,29 @@ def check_study(
         InputError: If images, networks, taps, methods and lengths do not fit each other, or the folder holds another study.
     """
     data = images_for(config.data, placement)
-    taps = check_networks(config, data)
-    for arm in config.arms:
-        _check_arm(config, arm, data, taps)
+    taps = _check_networks(config, data)
+    lost = {pair for arm in config.arms for pair in _check_arm(config, arm, data, taps)}
     _columns(config, taps)
     about = about_data(data)
     check_store(config, storage, about)
     log(data.describe())
-    for note in data.notes:
+    for note in (*data.notes, *([describe_left_out(lost)] if lost else [])):
         log(f"note: {note}")
     return about, taps
 
 
-def check_networks(config: StudyConfig, data: ImageSet) -> StudentTaps:
-    """Build both networks once and match their taps, where an arm reads any.
-
-    Raises:
-        InputError: If a network or tap is unknown or does not fit, or a user's teacher cannot be read.
-    """
+def _check_networks(config: StudyConfig, data: ImageSet) -> StudentTaps:
+    """Build both networks once and match their taps, where an arm reads any."""
     tapped = any(arm.method.tapped for arm in config.arms)
-    student = build_student(config.student, data, seed=0, tapped=tapped)
-    if any(arm.method.taught for arm in config.arms):
-        teacher = build_student(config.teacher.network, data, seed=0, tapped=tapped)
-        if tapped:
-            match_taps(student.taps, teacher.taps)
-        if config.teacher.checkpoint is not None:
-            read_own(config.teacher, data)
-    return StudentTaps.of(student.taps)
+    taught = any(arm.method.taught for arm in config.arms)
+    return check_networks(config.student, config.teacher if taught else None, data, tapped=tapped)
 
 
-def _check_arm(config: StudyConfig, arm: ArmConfig, data: ImageSet, taps: StudentTaps) -> None:
-    """Try the schedules of all that an arm may train."""
+def _check_arm(config: StudyConfig, arm: ArmConfig, data: ImageSet, taps: StudentTaps) -> set[FlowPair]:
+    """Try the schedules of all that an arm may train; return the flow pairs that they leave out."""
     run = config.run(arm, arm.method)
     steps = steps_per_epoch(data, run.train.batch_size)
+    lost: set[FlowPair] = set()
     for method in _candidates(config, arm, taps):
         schedule = method.schedule(run.train.epochs, taps)
         if unknown := {term.name for stage in schedule for term in stage.terms} - set(method.losses):
@@ -80,6 +71,8 @@ def _check_arm(config: StudyConfig, arm: ArmConfig, data: ImageSet, taps: Studen
             stage_ends(schedule, steps)
         except ConfigError as error:
             raise ConfigError(f"Arm {arm.name} ({method.describe()}): {error}") from None
+        lost |= left_out(method, run.train.epochs, taps)
+    return lost
 
 
 def _candidates(config: StudyConfig, arm: ArmConfig, taps: StudentTaps) -> list[Method]:

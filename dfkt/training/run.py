@@ -20,9 +20,10 @@ from dfkt.data.image_set import ImageSet, Split
 from dfkt.data.load import load_data, load_test
 from dfkt.errors import CheckpointError, DfktError
 from dfkt.methods.base import Schedule
+from dfkt.methods.dfkt import describe_left_out, left_out
 from dfkt.networks.build import build_network, network_taps
 from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
-from dfkt.networks.taps import StudentTaps, match_taps
+from dfkt.networks.taps import StudentTaps
 from dfkt.store.files import Storage
 from dfkt.training.config import RunConfig
 from dfkt.training.evaluate import evaluate
@@ -153,26 +154,41 @@ def build_training(
         teacher = teacher_for(
             config.teacher, data, teacher_folder, tapped=method.tapped, precision=config.train.precision
         )
-    schedule = method.schedule(config.train.epochs, StudentTaps.of(student.taps))
+    met = teacher.taps if teacher is not None and method.tapped else None
+    schedule = method.schedule(config.train.epochs, StudentTaps.of(student.taps, met))
     return Training(schedule, student, teacher, data, config.train, group)
 
 
-def check_run(config: RunConfig, data: ImageSet) -> Schedule:
-    """Build networks and schedule of a run, without its teacher's weights, and return the schedule.
+def check_networks(
+    student: NetworkConfig, teacher: TeacherConfig | None, data: ImageSet, *, tapped: bool = True
+) -> StudentTaps:
+    """Build networks once, without a trained teacher's weights; return the student's taps, matched with the teacher's.
+
+    Raises:
+        InputError: If a network or tap is unknown or does not fit, or a user's teacher cannot be read.
+    """
+    taps, met = build_student(student, data, seed=0, tapped=tapped).taps, None
+    if teacher is not None:
+        built = build_student(teacher.network, data, seed=0, tapped=tapped)
+        met = built.taps if tapped else None
+    matched = StudentTaps.of(taps, met)
+    if teacher is not None and teacher.checkpoint is not None:
+        read_own(teacher, data)
+    return matched
+
+
+def check_run(config: RunConfig, data: ImageSet, log: Callable[[str], None] = lambda line: None) -> Schedule:
+    """Build networks and schedule of a run, and return the schedule; ``log`` is told which flow pairs are left out.
 
     Raises:
         InputError: If networks, taps, pattern and lengths do not fit each other, or a user's teacher cannot be read.
     """
     method = config.method
-    student = build_student(config.student, data, seed=0, tapped=method.tapped)
-    schedule = method.schedule(config.train.epochs, StudentTaps.of(student.taps))
+    taps = check_networks(config.student, config.teacher if method.taught else None, data, tapped=method.tapped)
+    schedule = method.schedule(config.train.epochs, taps)
     stage_ends(schedule, steps_per_epoch(data, config.train.batch_size))
-    if method.taught:
-        teacher = build_student(config.teacher.network, data, seed=0, tapped=method.tapped)
-        if method.tapped:
-            match_taps(student.taps, teacher.taps)
-        if config.teacher.checkpoint is not None:
-            read_own(config.teacher, data)
+    if pairs := left_out(method, config.train.epochs, taps):
+        log(f"note: {describe_left_out(pairs)}")
     return schedule
 
 

@@ -12,7 +12,7 @@ import torch
 from dfkt.config import from_dict, to_dict
 from dfkt.errors import ConfigError, PatternError
 from dfkt.methods.base import Features, Method
-from dfkt.methods.dfkt import FAMILIES, MOST_ROUNDS, ORDERS, Dfkt, FlowTerm
+from dfkt.methods.dfkt import FAMILIES, MOST_ROUNDS, ORDERS, Dfkt, FlowTerm, describe_left_out, left_out
 from dfkt.methods.flow import flow_loss
 from dfkt.methods.patterns import flow_pairs
 from dfkt.methods.space import Draw, Range, Space
@@ -26,9 +26,12 @@ PLACES = [
     StudentTaps(4, (0, 1, 3)),
     StudentTaps(6, (0, 2, 3, 5)),
     StudentTaps(9, (0, 8)),
+    StudentTaps(7, (0, 2, 4, 6), (0, 1, 1, 2, 2, 3, 3)),
 ]
 every_search = pytest.mark.parametrize("weights", ["span", "pair"])
-every_place = pytest.mark.parametrize("taps", PLACES, ids=lambda taps: f"{taps.count} taps")
+every_place = pytest.mark.parametrize(
+    "taps", PLACES, ids=lambda taps: f"{taps.count} taps{', deeper' if taps.matched else ''}"
+)
 
 
 def listing(method: Dfkt, taps: StudentTaps = TAPS) -> list[str]:
@@ -165,6 +168,32 @@ def test_dfkt_is_described_by_pattern_order_rounds_flow_and_task():
     assert told == "sliding-2 local frozen x3, flow 0.33 at 0.1, task at 0.1, kd 0.90 at T=2.5"
 
 
+def test_a_student_deeper_than_its_teacher_learns_no_flow_between_a_teacher_tap_and_itself() -> None:
+    deep = StudentTaps(5, (0, 2, 4), (0, 1, 1, 2, 2))
+    method = Dfkt(pattern="adjacent", order="local", stage_lengths=(1.0, 1.0, 2.0), share=0.5)
+    assert listing(method, deep) == [
+        "round 1, stage 1: 5 epochs at 0.1: 1 flow[relative] (0,1)x1",
+        "round 1, stage 3: 10 epochs at 0.1: 1 flow[relative] (2,3)x1",
+        "task stage: 15 epochs at 0.1: 1 task",
+    ]
+    assert left_out(method, 30, deep) == {(1, 2), (3, 4)}
+    assert left_out(replace(method, rounds=0), 30, deep) == set()
+    assert left_out(Dfkt(pattern="sliding-2"), 30, deep) == set()
+
+
+def test_a_student_that_is_not_deeper_has_the_schedule_that_it_has_without_a_teacher() -> None:
+    for matched in ((0, 1, 2, 3), (0, 4, 8, 12)):
+        told = replace(TAPS, matched=matched)
+        assert Dfkt().schedule(30, told) == Dfkt().schedule(30, TAPS)
+        assert left_out(Dfkt(), 30, told) == set()
+
+
+def test_many_pairs_that_are_left_out_are_counted() -> None:
+    line = describe_left_out({(1, j) for j in range(2, 40)})
+    assert "(1,2) (1,3) " in line
+    assert "(1,21) … (38 in all) are left out" in line
+
+
 # What a search draws.
 
 
@@ -180,7 +209,9 @@ def test_every_sample_is_a_method_that_can_be_trained_and_stored(taps, weights):
         assert [stage.phase for stage in schedule] == ["flow"] * (len(schedule) - 1) + ["task"]
         assert len(schedule) > 1
         assert {term.name for stage in schedule for term in stage.terms} <= set(Dfkt.losses)
-        assert set(weights_of(method, taps)) == set(flow_pairs(method.pattern, taps.count, taps.group_ends))
+        assert set(weights_of(method, taps)) == set(
+            flow_pairs(method.pattern, taps.count, taps.group_ends, taps.matched)
+        )
         assert {name: type(value) for name, value in params.items()} == {name: columns[name] for name in params}
         unasked = {"pattern"} | ({"family"} if taps.count == 2 else set())  # named after others; the only one
         assert asked == {name: value for name, value in params.items() if name not in unasked}
@@ -202,7 +233,7 @@ def test_a_search_starts_from_reference_settings_which_are_all_that_it_asks_for(
         assert {name: value for name, value in draw.params.items() if name != "pattern"} == start
 
     labels, soft = found
-    assert set(weights_of(labels, taps)) == set(flow_pairs("dense", taps.count))
+    assert set(weights_of(labels, taps)) == set(flow_pairs("dense", taps.count, matched=taps.matched))
     assert {*weights_of(labels, taps).values()} == {1.0}
     assert labels.schedule(60, taps) == Dfkt().schedule(60, taps)
     assert soft == replace(labels, weight=0.9, temperature=4.0)
@@ -210,7 +241,7 @@ def test_a_search_starts_from_reference_settings_which_are_all_that_it_asks_for(
 
 def conditions(params: Mapping[str, Any], taps: StudentTaps, weights: str) -> dict[str, bool]:
     """Say of every conditional parameter whether it must be there."""
-    pairs = flow_pairs(params["pattern"], taps.count)
+    pairs = flow_pairs(params["pattern"], taps.count, matched=taps.matched)
     tops = {j for _, j in pairs}
     spans = {j - i for i, j in pairs}
     frozen = any(min(i for i, j in pairs if j == top) > 0 for top in tops)

@@ -1,9 +1,11 @@
 """FSP: one flow stage of the group ends."""
 
+from dataclasses import replace
+
 import pytest
 
 from dfkt.errors import ConfigError
-from dfkt.methods.dfkt import Dfkt
+from dfkt.methods.dfkt import Dfkt, left_out
 from dfkt.methods.fsp import Fsp
 from dfkt.networks.taps import StudentTaps
 
@@ -15,6 +17,13 @@ def test_fsp_is_one_stage_of_the_group_ends_then_the_task():
         "round 1, stage 6: 10 epochs at 0.1: 1 flow[relative] (0,2)x1 (2,4)x1 (4,6)x1",
         "task stage: 20 epochs at 0.1: 1 task",
     ]
+
+
+def test_group_ends_are_all_kept_by_a_student_deeper_than_its_teacher():
+    deep = replace(TAPS, matched=(0, 1, 1, 2, 2, 3, 3))
+
+    assert Fsp().schedule(30, deep) == Fsp().schedule(30, TAPS)
+    assert left_out(Fsp(), 30, deep) == set()
 
 
 def test_fsp_is_dfkt_of_the_group_ends_in_one_joint_stage():

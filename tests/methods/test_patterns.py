@@ -55,3 +55,22 @@ def test_every_name_that_is_listed_is_a_pattern_and_no_name_that_fits_is_missing
     for family in FAMILIES:
         assert all(pattern_name(family, s) in pattern_names(num_taps) for s in range(1, num_taps))
     assert flow_pairs("dense", num_taps) == flow_pairs(f"dense-{num_taps - 1}", num_taps)
+
+
+DEEP = [(0, 1, 1, 2, 2), (0, 1, 1, 1), (0, 1, 2, 2, 3, 4), (0, 1, 1, 2, 3, 3, 3)]
+"""What teacher taps the taps of a student meet that is deeper than its teacher, somewhere or everywhere."""
+
+
+@pytest.mark.parametrize("matched", DEEP)
+def test_a_pair_whose_two_taps_meet_one_teacher_tap_is_left_out_and_no_other(matched):
+    count, ends = len(matched), [0, *(k for k in range(1, len(matched)) if matched[k] != (*matched, None)[k + 1])]
+    for name in pattern_names(count):
+        kept = flow_pairs(name, count, ends, matched)
+        assert kept
+        assert list(kept) == [(i, j) for i, j in flow_pairs(name, count, ends) if matched[i] != matched[j]]
+
+
+@pytest.mark.parametrize("matched", [(0, 1, 2, 3), (0, 2, 5, 7)])
+def test_a_student_that_is_not_deeper_keeps_every_pair(matched):
+    for name in pattern_names(4):
+        assert flow_pairs(name, 4, (0, 2, 3), matched) == flow_pairs(name, 4, (0, 2, 3))

@@ -116,4 +116,7 @@ def test_a_schedule_is_told_the_number_of_taps_and_where_groups_end():
     assert StudentTaps.of(taps_of(14)) == StudentTaps(7, (0, 2, 4, 6))
     assert StudentTaps.of(taps_of(8)[:1]) == StudentTaps(1, (0,))
     assert StudentTaps.of(()) == StudentTaps(0, ())
+    assert StudentTaps.of(taps_of(14), taps_of(8)) == StudentTaps(7, (0, 2, 4, 6), (0, 1, 1, 2, 2, 3, 3))
+    with pytest.raises(TapError, match="teacher none"):
+        StudentTaps.of(taps_of(14), ())
     assert group_ends(()) == ()
