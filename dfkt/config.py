@@ -29,6 +29,8 @@ AS_KEY = "as_key"
 """Metadata of a field whose value counts otherwise in a key than it stands: a function of the value."""
 NO_KEY = {AS_KEY: lambda value: None}
 """Metadata of a field that counts in no key."""
+IF_GIVEN = {"if_given": True}
+"""Metadata of a field that counts in a key unless it is ``None``: it came later, and earlier keys stay what they were."""
 
 
 def check_rule(holds: bool, rule: str, remedy: str = "", **values: Any) -> None:
@@ -163,9 +165,20 @@ class TeacherConfig:
     rate: float = 0.1
     """Learning rate at the start of its training."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    mean: tuple[float, ...] | None = field(default=None, metadata=IF_GIVEN)
+    """What normalised the checkpoint's images, in units of 0..1: a number per channel, or one; ``None`` is the image set's."""
+    std: tuple[float, ...] | None = field(default=None, metadata=IF_GIVEN)
+    """As ``mean``."""
 
     def __post_init__(self) -> None:
         check_rule(is_finite(self.rate) and self.rate > 0, "rate > 0", rate=self.rate)
+        mean, std = self.mean, self.std
+        check_rule((mean is None) == (std is None), "a teacher's mean and std come together", mean=mean, std=std)
+        if mean is not None and std is not None:
+            check_rule(bool(self.checkpoint), "mean and std belong to a teacher's checkpoint", checkpoint=self.checkpoint)
+            ok = bool(mean) and all(is_finite(value) and 0 <= value <= 1 for value in mean)
+            check_rule(ok, "0 <= mean <= 1", "Of images in 0..255, divide mean and std by 255.", mean=mean)
+            check_rule(bool(std) and all(is_finite(value) and value > 0 for value in std), "std > 0", std=std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +225,8 @@ def _to_json(value: Any, *, keyed: bool) -> Any:
             stands = getattr(value, f.name)
             if keyed and AS_KEY in f.metadata:
                 stands = f.metadata[AS_KEY](stands)
-            found[f.name] = _to_json(stands, keyed=keyed)
+            if not (keyed and stands is None and "if_given" in f.metadata):
+                found[f.name] = _to_json(stands, keyed=keyed)
         return found
     if isinstance(value, Mapping):
         return {str(name): _to_json(v, keyed=keyed) for name, v in value.items()}
@@ -244,11 +258,8 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
     """
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(
-            f"Unknown setting {', '.join(unknown)} in {kind.__name__}; known: {', '.join(sorted(known))}."
-        )
+    if unknown := ", ".join(sorted(set(values) - known)):
+        raise ConfigError(f"Unknown setting {unknown} in {kind.__name__}; known: {', '.join(sorted(known))}.")
     try:
         return kind(**{name: _restore(hints[name], value) for name, value in values.items()})
     except TypeError as error:
@@ -256,18 +267,14 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _restore(hint: Any, value: Any) -> Any:
-    if (
-        isinstance(hint, type)
-        and isinstance(value, Mapping)
-        and (dataclasses.is_dataclass(hint) or hasattr(hint, "from_json"))
-    ):
+    known = isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "from_json"))
+    if known and isinstance(value, Mapping):
         return from_dict(hint, value)
     if isinstance(hint, types.UnionType):
         inner = [a for a in typing.get_args(hint) if a is not type(None)]
         return None if value is None else _restore(inner[0], value)
     if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-        inner_hint = typing.get_args(hint)[0]
-        return tuple(_restore(inner_hint, v) for v in value)
+        return tuple(_restore(typing.get_args(hint)[0], v) for v in value)
     return value
 
 

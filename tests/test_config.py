@@ -11,6 +11,7 @@ import pytest
 
 from dfkt.config import (
     AS_KEY,
+    IF_GIVEN,
     NO_KEY,
     DataConfig,
     NetworkConfig,
@@ -30,6 +31,7 @@ from dfkt.config import (
 from dfkt.errors import ConfigError, InputError
 
 NAN = math.nan
+OWN = {"checkpoint": "own.pt"}
 REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (DataConfig, {"name": ""}, "data name is not empty"),
     (DataConfig, {"val_fraction": 0}, "0 < val_fraction < 1"),
@@ -57,6 +59,18 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (TrainConfig, {"clip_norm": 0}, "clip_norm > 0"),
     (TeacherConfig, {"rate": 0}, "rate > 0"),
     (TeacherConfig, {"rate": NAN}, "rate > 0"),
+    (TeacherConfig, {"mean": (0.5,)}, "a teacher's mean and std come together"),
+    (TeacherConfig, OWN | {"std": (0.5,)}, "a teacher's mean and std come together"),
+    (
+        TeacherConfig,
+        {"mean": (0.5,), "std": (0.5,), "checkpoint": None},
+        "mean and std belong to a teacher's checkpoint",
+    ),
+    *(
+        (TeacherConfig, OWN | {"std": (0.5,), "mean": mean}, "0 <= mean <= 1")
+        for mean in ((), (0.5, NAN), (123.7,), (-0.1,))
+    ),
+    *((TeacherConfig, OWN | {"mean": (0.5,), "std": std}, "std > 0") for std in ((), (0.5, 0), (math.inf,), (-1,))),
     (Placement, {"checkpoint_every": 0}, "checkpoint_every >= 1"),
     (Placement, {"threads": 0}, "threads >= 1"),
     (Placement, {"device": "tpu"}, "device is cpu, cuda or cuda:N"),
@@ -69,6 +83,8 @@ TEACHER = TeacherConfig(
     network=NetworkConfig(name="torchvision:resnet18", taps=("maxpool", "layer1.0")),
     checkpoint="teacher.pt",
     rate=0.05,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.25,),
     train=TrainConfig(epochs=2.5, clip_norm=1.0, optimizer=OptimizerConfig(schedule="step", nesterov=True)),
 )
 FULL = [
@@ -149,6 +165,7 @@ def test_a_dict_with_a_value_outside_its_rule_is_refused(values, message):
 
 def test_the_key_is_stable():
     assert config_key(OptimizerConfig()) == "00f78f65a48c"  # a new key would make every stored run another one
+    assert config_key(TeacherConfig()) == "5c17468125b9"  # nor may settings that came later change one
     assert config_key(TEACHER) == config_key(from_dict(TeacherConfig, json.loads(json.dumps(to_dict(TEACHER)))))
     assert re.fullmatch("[0-9a-f]{12}", config_key(TEACHER))
 
@@ -162,7 +179,7 @@ def leaves(config: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 CHANGED = {float: 0.5, int: 7, str: "step", bool: True, tuple: ("conv1", "layer2"), type(None): 5}
-OTHER = {"precision": "float64", "crop": "padded", "momentum": 0.3, "nesterov": False}
+OTHER = {"mean": (0.5,), "std": (0.5,), "precision": "float64", "crop": "padded", "momentum": 0.3, "nesterov": False}
 
 
 def with_another(config: Any, path: tuple[str, ...]) -> Any:
@@ -201,6 +218,7 @@ class Odd:
     shown: int = 1
     hidden: int = field(default=2, metadata=NO_KEY)
     halved: int = field(default=8, metadata={AS_KEY: lambda value: value // 2})
+    later: int | None = field(default=None, metadata=IF_GIVEN)
 
     def json_head(self) -> dict[str, Any]:
         """Return what stands before the fields."""
@@ -224,8 +242,9 @@ class Own:
 
 
 def test_fields_and_classes_may_say_what_they_count_as_and_look_like():
-    assert to_dict(Odd()) == {"name": "odd", "shown": 1, "hidden": 2, "halved": 8}
+    assert to_dict(Odd()) == {"name": "odd", "shown": 1, "hidden": 2, "halved": 8, "later": None}
     assert key_dict(Odd()) == {"name": "odd", "shown": 1, "hidden": None, "halved": 4}
+    assert key_dict(Odd(later=0))["later"] == 0
     assert to_dict({"list": [Own(), Odd()], 5: (1, None)}) == {"list": [3, to_dict(Odd())], "5": [1, None]}
     assert from_dict(Own, {"value": 9}) == Own(9)
 

@@ -52,6 +52,12 @@ def add_networks(parser: argparse.ArgumentParser, *, student: bool = True) -> No
         group.add_argument(f"--{role}-width", type=float, help=f"multiplies the {role} ResNet's channels")
         group.add_argument(f"--{role}-taps", help="module paths of its taps, bottom to top, separated by commas")
     group.add_argument("--teacher-checkpoint", help="a state dict to use instead of training a teacher")
+    for moment, usual in (("mean", "0.485,0.456,0.406"), ("std", "0.229,0.224,0.225")):
+        group.add_argument(
+            f"--teacher-{moment}",
+            help=f"{moment} by which the checkpoint's images were normalised, of images in 0..1: one number per channel, "
+            f"such as {usual}, or one for all (default: the image set's)",
+        )
     if student:
         group.add_argument("--teacher-epochs", type=float, help="epochs of the teacher's training")
     group.add_argument("--teacher-root", help="where trained teachers are kept (default: ~/.cache/dfkt/teachers)")
@@ -77,17 +83,20 @@ def add_training(parser: argparse.ArgumentParser, *, student: bool = True) -> No
         )
 
 
-def add_workers(parser: argparse.ArgumentParser) -> None:
-    """Add the switches that say what one run spans."""
+def add_workers(parser: argparse.ArgumentParser, *, settings: bool = True) -> None:
+    """Add the switches that say what one run spans, with those that count as settings or without."""
     group = parser.add_argument_group("hardware")
     group.add_argument("--workers-per-run", type=int, help="data-parallel workers of one run (default: 1)")
     group.add_argument("--cpus-per-worker", type=int, help="CPUs of a worker (default: 1)")
     group.add_argument(
         "--gpus-per-worker", type=float, help="GPUs of a worker; a fraction shares one (default: 1 if there are any)"
     )
-    group.add_argument(
-        "--no-sync-batch-norm", action="store_true", help="several workers normalise each by its own share of a batch"
-    )
+    if settings:
+        group.add_argument(
+            "--no-sync-batch-norm",
+            action="store_true",
+            help="several workers normalise each by its own share of a batch",
+        )
     group.add_argument("--checkpoint-every", type=int, help="epochs between checkpoints (default: 1)")
     group.add_argument("--address", help="Ray cluster to use (default: RAY_ADDRESS, or this machine)")
 
@@ -96,8 +105,11 @@ def add_device(parser: argparse.ArgumentParser, *, student: bool = True) -> None
     """Add the switches that say what a command's own process runs on."""
     group = parser.add_argument_group("hardware")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    threads = "1 for a student, as in a study" if student else "all, as in a study"
-    group.add_argument("--threads", type=int, help=f"CPU threads (default: {threads})")
+    group.add_argument(
+        "--threads",
+        type=int,
+        help="CPU threads, which change the last bits (default: 1, as a study's --cpus-per-worker)",
+    )
     if student:
         group.add_argument("--checkpoint-every", type=int, help="epochs between checkpoints (default: 1)")
 
@@ -111,6 +123,18 @@ def updated(config: Any, **values: Any) -> Any:
 def split_names(text: str | None) -> tuple[str, ...] | None:
     """Return the names in a text, separated by commas."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def split_numbers(switch: str, text: str | None) -> tuple[float, ...] | None:
+    """Return the numbers that a switch was given, separated by commas.
+
+    Raises:
+        ConfigError: If there are none, or one of them is none.
+    """
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"`{switch}` takes numbers separated by commas, but got {text!r}.") from None
 
 
 def absolute_path(path: str | None) -> str | None:
@@ -179,8 +203,15 @@ def with_network(config: NetworkConfig, a: argparse.Namespace, role: str) -> Net
 def with_teacher(config: TeacherConfig, a: argparse.Namespace) -> TeacherConfig:
     """Return a teacher with what was chosen."""
     train = updated(config.train, epochs=a.teacher_epochs, batch_size=a.batch_size, precision=a.precision)
-    network, checkpoint = with_network(config.network, a, "teacher"), absolute_path(a.teacher_checkpoint)
-    return typing.cast(TeacherConfig, updated(config, network=network, train=train, checkpoint=checkpoint))
+    changed = updated(
+        config,
+        network=with_network(config.network, a, "teacher"),
+        train=train,
+        checkpoint=absolute_path(a.teacher_checkpoint),
+        mean=split_numbers("--teacher-mean", a.teacher_mean),
+        std=split_numbers("--teacher-std", a.teacher_std),
+    )
+    return typing.cast(TeacherConfig, changed)
 
 
 def with_train(config: TrainConfig, a: argparse.Namespace) -> TrainConfig:

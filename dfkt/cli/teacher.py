@@ -21,13 +21,9 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
 
 def run(a: argparse.Namespace) -> int:
     """Train or find."""
-    import torch
-
     from dfkt.training.run import images_for
     from dfkt.training.teacher import find_teacher
 
     config, placement = with_teacher(TeacherConfig(), a), read_placement(a)
-    if a.threads is not None:
-        torch.set_num_threads(placement.threads)
     find_teacher(config, images_for(with_data(DataConfig(), a), placement), placement, say)
     return 0

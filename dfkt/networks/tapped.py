@@ -50,8 +50,12 @@ class TappedNetwork:
             names = {self.taps[tap].name: str(tap) for tap in taps}
             whole = logits and not taps
             part = _WholeNetwork(self.network) if whole else cut(self.network, names, logits=logits)
-            self._cuts[taps, logits] = part
+            self._cuts[taps, logits] = self._joined(part)
         return self._cuts[taps, logits]
+
+    def _joined(self, part: nn.Module) -> nn.Module:
+        """Return a part with what stands before it."""
+        return part
 
     def below(self, tap: int) -> frozenset[str]:
         """Return the names of the parameters that a tap's activation depends on."""
@@ -65,14 +69,58 @@ class FrozenTeacher(TappedNetwork):
         network: Left as it is.
         names: Module paths of the taps, from bottom to top; none for what is read at its logits only.
         input_shape: Channels, height and width of an image.
+        first: What images go through before the network and every part of it; not folded into a convolution, which
+            would be another network where zeros are padded. ``None`` is nothing.
 
     Raises:
         TapError: As :func:`measure_taps`.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        input_shape: tuple[int, int, int],
+        first: nn.Module | None = None,
+    ) -> None:
         folded = fold_batchnorm(network, names).to(memory_format=torch.channels_last)
         super().__init__(folded, names, input_shape)
+        self._first = first
+
+    def _joined(self, part: nn.Module) -> nn.Module:
+        return part if self._first is None else nn.Sequential(self._first, part)
+
+
+class Renormalise(nn.Module):
+    """Images of one normalisation -> the same images by another, channel by channel.
+
+    ``(x * of_std + of_mean - mean) / std``, as one product and one sum, whose factors are float64 until the module is
+    cast. What was black stays black: the zeros that crops run into were there before the first normalisation.
+
+    Args:
+        of_mean: ``[C]``, by which the images that come were normalised, in units of 0..1; ``of_std`` likewise.
+        of_std: ``[C]``.
+        mean: ``[C]`` or ``[1]``, by which they are normalised when they go; ``std`` likewise.
+        std: ``[C]`` or ``[1]``.
+
+    Example:
+        >>> first = Renormalise(torch.tensor([0.2]), torch.tensor([0.1]), torch.tensor([0.5]), torch.tensor([0.25]))
+        >>> first.float()(torch.tensor([[[[3.0]]]]))  # 0.5 in 0..1
+        tensor([[[[0.]]]])
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, of_mean: Tensor, of_std: Tensor, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        of_mean, of_std, mean, std = (values.double() for values in (of_mean, of_std, mean, std))
+        for name, values in (("scale", of_std / std), ("shift", (of_mean - mean) / std)):
+            self.register_buffer(name, values[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return ``[B, C, H, W]`` by the other normalisation, laid out as the images are."""
+        return images * self.scale + self.shift
 
 
 class _WholeNetwork(nn.Module):

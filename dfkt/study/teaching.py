@@ -14,7 +14,8 @@ from dfkt.study.queue import OpenStudy
 from dfkt.training.evaluate import evaluate
 from dfkt.training.run import images_for, test_images_for
 from dfkt.training.state import save_state
-from dfkt.training.teacher import WEIGHTS_FILE, find_teacher
+from dfkt.training.teacher import WEIGHTS_FILE, find_teacher, warn_of_chance, with_normalisation
+from dfkt.training.threads import threads
 
 Log = Callable[[str], None]
 
@@ -34,6 +35,8 @@ def keep_teacher(study: OpenStudy, log: Log) -> None:
     config, storage = study.config.teacher, study.store.storage
     if "test_accuracy" in known and storage.exists(WEIGHTS_FILE) and config.checkpoint is None:
         log(f"teacher {known['network']}: val {100 * known['val_accuracy']:.2f} %, the study's own")
+        if warning := warn_of_chance(config, known["val_accuracy"], study.store.meta["data"]["classes"]):
+            log(warning)
         return
     given = (config, study.config.data, study.placement, storage.path, known.get("key"))
     if study.placement.device == "cuda":
@@ -61,7 +64,9 @@ def teach(
         )
     if not there:
         save_state(storage, teacher.network.state_dict(), WEIGHTS_FILE)
-    accuracy, _ = evaluate(teacher.network, images, test_images_for(data, placement), config.train.precision)
+    network = with_normalisation(config, images, teacher.network)
+    with threads(placement.threads):
+        accuracy, _ = evaluate(network, images, test_images_for(data, placement), config.train.precision)
     return {
         "key": teacher.key,
         "network": config.network.name,

@@ -33,7 +33,7 @@ from dfkt.training.optim import network_dtype
 from dfkt.training.parallel import Group
 from dfkt.training.stages import stage_ends
 from dfkt.training.state import load_state, own_random, save_state
-from dfkt.training.teacher import load_teacher, read_own
+from dfkt.training.teacher import load_teacher, read_own, renormalise
 
 Payload = dict[str, Any]
 Report = Callable[[Payload], None]
@@ -114,7 +114,7 @@ def teacher_for(config: TeacherConfig, data: ImageSet, folder: str, *, tapped: b
     """Return the frozen teacher of a folder on the images' device, kept for the next run of this process.
 
     Args:
-        config: Its network.
+        config: Its network, and the images that it was trained with.
         data: The image set, on the device.
         folder: Where its weights lie.
         tapped: Whether features are read at its taps.
@@ -123,7 +123,8 @@ def teacher_for(config: TeacherConfig, data: ImageSet, folder: str, *, tapped: b
 
     def make() -> FrozenTeacher:
         network = load_teacher(config, data, Storage(folder)).to(network_dtype(precision))
-        return FrozenTeacher(network, network_taps(network, config.network) if tapped else (), _shape(data))
+        names = network_taps(network, config.network) if tapped else ()
+        return FrozenTeacher(network, names, _shape(data), renormalise(config, data, precision))
 
     key = f"{config_key(config)} {folder} {data.checksum} {data.train.images.device} {tapped} {precision}"
     teacher: FrozenTeacher = _CACHE.get("teacher", key, make)

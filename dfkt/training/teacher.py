@@ -17,18 +17,19 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from dfkt.config import Placement, TeacherConfig, key_dict, to_dict
+from dfkt.config import Placement, Precision, TeacherConfig, check_rule, key_dict, to_dict
 from dfkt.data.image_set import ImageSet
 from dfkt.errors import CheckpointError
 from dfkt.methods.scratch import Scratch
 from dfkt.networks.build import build_network
-from dfkt.networks.tapped import TappedNetwork
+from dfkt.networks.tapped import Renormalise, TappedNetwork
 from dfkt.networks.taps import StudentTaps
 from dfkt.store.files import Storage
 from dfkt.training.evaluate import evaluate
 from dfkt.training.loop import Training
 from dfkt.training.optim import network_dtype
 from dfkt.training.state import STATE_FILE, hash_weights, load_state, load_weights, own_random, read_weights, save_state
+from dfkt.training.threads import threads
 
 WEIGHTS_FILE = "teacher.pt"
 ABOUT_FILE = "teacher.json"
@@ -37,7 +38,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher ready to teach; ``key`` names its weights."""
+    """A teacher ready to teach; ``key`` names its weights. The network takes images by its own normalisation."""
 
     network: nn.Module
     key: str
@@ -62,14 +63,52 @@ def find_teacher(
     Args:
         config: The teacher's network and training, or a user's checkpoint.
         data: The image set, on the device that is to train.
-        placement: Where trained teachers are kept.
-        log: Receives one line when the teacher is ready, and one per epoch while it is trained.
+        placement: Where trained teachers are kept, and the threads that train it: they change the last bits.
+        log: Receives one line when the teacher is ready, one per epoch while it is trained, and a warning of one that
+            knows little.
         folder: A study's: the weights there are its teacher, and a teacher found elsewhere is left there.
 
     Raises:
         CheckpointError: If weights cannot be read or do not fit, or a user's are not those that the study began with.
+        ConfigError: If a user's mean or std does not fit the images' channels.
         StudyError: If the folder for teachers is not writable.
     """
+    with threads(placement.threads):
+        teacher = _find(config, data, placement, log, folder)
+    if warning := warn_of_chance(config, teacher.val_accuracy, data.num_classes):
+        log(warning)
+    return teacher
+
+
+def warn_of_chance(config: TeacherConfig, val_accuracy: float, classes: int) -> str:
+    """Return a line on a teacher that does little better than chance, with what may help; empty for a better one.
+
+    Little is less than three times chance, and less than a fifth of the way from chance to 100 %: 28 % of ten classes,
+    60 % of two.
+
+    Example:
+        >>> warn_of_chance(TeacherConfig(), 0.27, 10)
+        'teacher resnet26 is little better than chance, val 27.00 % of 10 classes: train it longer (--teacher-epochs)'
+        >>> warn_of_chance(TeacherConfig(), 0.29, 10)
+        ''
+    """
+    chance = 1 / classes
+    if val_accuracy >= min(3 * chance, chance + 0.2 * (1 - chance)):
+        return ""
+    if config.checkpoint is None:
+        remedy = "train it longer (--teacher-epochs)"
+    elif config.mean is None:
+        remedy = (
+            "was it trained with another normalisation? Give --teacher-mean and --teacher-std. "
+            "Or with the classes in another order, or other ones?"
+        )
+    else:
+        remedy = "are --teacher-mean, --teacher-std and the order of the classes those of its training?"
+    name, val = config.network.name, f"val {100 * val_accuracy:.2f} % of {classes} classes"
+    return f"teacher {name} is little better than chance, {val}: {remedy}"
+
+
+def _find(config: TeacherConfig, data: ImageSet, placement: Placement, log: Log, folder: Storage | None) -> Teacher:
     own = read_own(config, data) if config.checkpoint is not None else None
     if folder is not None and folder.exists(WEIGHTS_FILE):
         teacher = _rated(config, data, load_teacher(config, data, folder))
@@ -109,12 +148,40 @@ def read_own(config: TeacherConfig, data: ImageSet) -> nn.Module:
 
     Raises:
         CheckpointError: If it cannot be read or does not fit.
+        ConfigError: If its mean or std does not fit the images' channels.
     """
+    renormalise(config, data, config.train.precision)
     path = str(Path(str(config.checkpoint)).expanduser())
     network = _build(config, data)
     what = f"{config.network.name} for {data.num_classes} classes and {data.channels} channels"
     load_weights(network, read_weights(path), path, what)
     return network
+
+
+def renormalise(config: TeacherConfig, data: ImageSet, precision: Precision) -> Renormalise | None:
+    """Return what makes a set's images those that a user's teacher was trained with; ``None`` where they are that already.
+
+    Args:
+        config: The teacher.
+        data: The image set, on the device.
+        precision: Of the run in which the teacher is read.
+
+    Raises:
+        ConfigError: If mean or std has neither one number nor one per channel.
+    """
+    if config.mean is None or config.std is None:
+        return None
+    for name, values in (("mean", config.mean), ("std", config.std)):
+        rule = f"a teacher's {name} has 1 number, or {data.channels}, one per channel of the images"
+        check_rule(len(values) in (1, data.channels), rule, f"Change --teacher-{name}.", **{name: values})
+    given = (data.mean.new_tensor(values, dtype=torch.float64) for values in (config.mean, config.std))
+    return Renormalise(data.mean, data.std, *given).to(network_dtype(precision))
+
+
+def with_normalisation(config: TeacherConfig, data: ImageSet, network: nn.Module) -> nn.Module:
+    """Return a teacher that takes a set's images: behind its own normalisation, if it has one."""
+    first = renormalise(config, data, config.train.precision)
+    return network if first is None else nn.Sequential(first, network)
 
 
 def _trained(config: TeacherConfig, data: ImageSet, placement: Placement, log: Log) -> Teacher:
@@ -134,7 +201,7 @@ def _trained(config: TeacherConfig, data: ImageSet, placement: Placement, log: L
 
 
 def _rated(config: TeacherConfig, data: ImageSet, network: nn.Module) -> Teacher:
-    accuracy, _ = evaluate(network, data, data.val, config.train.precision)
+    accuracy, _ = evaluate(with_normalisation(config, data, network), data, data.val, config.train.precision)
     return Teacher(network, hash_weights(network.state_dict()), accuracy)
 
 

@@ -17,6 +17,7 @@ from dfkt.cli.options import (
     read_placement,
     read_workers,
     split_names,
+    split_numbers,
     with_choices,
     with_data,
     with_teacher,
@@ -93,6 +94,24 @@ def test_names_are_separated_by_commas() -> None:
     assert split_names(None) is None
     assert split_names("") == ()
     assert split_names("a, b,,c") == ("a", "b", "c")
+
+
+def test_numbers_are_separated_by_commas_and_nothing_else_is_taken() -> None:
+    assert split_numbers("--x", None) is None
+    assert split_numbers("--x", "0.5, 1,1e-3") == (0.5, 1.0, 0.001)
+    for wrong in ("", "a", "0.5,", "0.5 0.5"):
+        with pytest.raises(ConfigError, match=f"`--x` takes numbers separated by commas, but got '{wrong}'"):
+            split_numbers("--x", wrong)
+
+
+def test_a_users_teacher_has_the_normalisation_that_it_is_given() -> None:
+    given = ("--teacher-checkpoint", "own.pt", "--teacher-mean", "0.485,0.456,0.406", "--teacher-std", "0.25")
+    for command in (teacher, distill, study):
+        config = with_teacher(TeacherConfig(), parsed(command, *given))
+        assert (config.mean, config.std) == ((0.485, 0.456, 0.406), (0.25,))
+        for wrong in (given[2:], given[:4], given[:2] + given[4:]):
+            with pytest.raises(ConfigError, match="must hold"):
+                with_teacher(TeacherConfig(), parsed(command, *wrong))
 
 
 def test_one_cpu_is_what_a_run_takes_unless_it_is_told_otherwise() -> None:

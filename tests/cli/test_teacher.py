@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from cli.switches import study_of
 
 from dfkt.cli.main import main
@@ -53,12 +52,10 @@ def test_without_switches_it_is_the_default_one(asked: list[Any]) -> None:
     assert asked[0][:2] == (TeacherConfig(), DataConfig())
 
 
-def test_it_takes_as_many_threads_as_it_is_given(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    counts: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+def test_it_takes_as_many_threads_as_it_is_given_and_one_as_a_study_does(asked: list[Any]) -> None:
     assert main(["teacher", "--threads", "3"]) == 0
-    assert main(["teacher"]) == 0  # all there are, as in a study
-    assert counts == [3]
+    assert main(["teacher"]) == 0
+    assert [placement.threads for _, _, placement, _ in asked] == [3, 1]
 
 
 @pytest.mark.slow

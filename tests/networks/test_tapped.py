@@ -10,7 +10,7 @@ from torch import nn
 from dfkt.config import NetworkConfig
 from dfkt.errors import TapError
 from dfkt.networks.build import network_taps
-from dfkt.networks.tapped import AdaptedNetwork, FrozenTeacher, TappedNetwork
+from dfkt.networks.tapped import AdaptedNetwork, FrozenTeacher, Renormalise, TappedNetwork
 
 SHAPE = (3, 8, 8)
 
@@ -77,6 +77,21 @@ def test_a_frozen_teacher_is_a_folded_copy_without_gradient():
     assert not any(value.requires_grad for value in result.values())
     for key, name in (("0", "stem"), ("6", "layer3.1"), ("logits", "logits")):
         torch.testing.assert_close(result[key], expected[name], rtol=1e-3, atol=1e-3)
+
+
+def test_what_stands_before_a_teacher_stands_before_each_of_its_parts_and_is_not_folded_away():
+    network = randomise_statistics(resnet()).eval()
+    first = Renormalise(torch.rand(3), torch.rand(3) + 0.5, torch.rand(3), torch.rand(3) + 0.5).float()
+    teacher = FrozenTeacher(network, network.taps, SHAPE, first)
+    x = torch.randn(2, *SHAPE)
+    for taps, logits in (((0, 3), False), ((), True), ((6,), True)):
+        part = teacher.part(taps, logits)
+        result, expected = part(x), hooked(network, network.taps, first(x))
+        assert teacher.part(taps, logits) is part
+        for key, value in result.items():  # with the borders, where zeros are padded to what the teacher is given
+            name = "logits" if key == "logits" else network.taps[int(key)]
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-3)
+    assert teacher.taps == FrozenTeacher(network, network.taps, SHAPE).taps
 
 
 def test_adapters_stand_behind_their_taps_only():

@@ -1,6 +1,7 @@
 """The teacher: trained once, found again, a study's own for good, or a user's."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +11,28 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import synthetic_images
-from small_runs import same
+from small_runs import fitted, same
 
 from dfkt.config import NetworkConfig, OptimizerConfig, Placement, TeacherConfig, TrainConfig
+from dfkt.data.batches import train_batches
 from dfkt.data.image_set import ImageSet, Split
-from dfkt.errors import CheckpointError
+from dfkt.errors import CheckpointError, ConfigError
 from dfkt.store.files import Storage
 from dfkt.training import teacher as module
 from dfkt.training.evaluate import evaluate
-from dfkt.training.state import hash_weights, load_state, read_weights
-from dfkt.training.teacher import Teacher, find_teacher, load_teacher, read_own, recipe_key
+from dfkt.training.optim import network_dtype
+from dfkt.training.run import teacher_for
+from dfkt.training.state import hash_weights, load_state, read_weights, save_state
+from dfkt.training.teacher import (
+    Teacher,
+    find_teacher,
+    load_teacher,
+    read_own,
+    recipe_key,
+    renormalise,
+    warn_of_chance,
+    with_normalisation,
+)
 
 CONFIG = TeacherConfig(network=NetworkConfig(name="resnet8", width=0.25), train=TrainConfig(epochs=3, batch_size=32))
 WIDE = replace(CONFIG, network=NetworkConfig(name="resnet8", width=0.5))
@@ -196,7 +209,7 @@ def test_a_users_checkpoint_is_measured_and_nothing_is_trained(images, placement
     assert same(teacher.network.state_dict(), read_weights(own))
     assert teacher.key == hash_weights(read_weights(own))
     assert teacher.val_accuracy == evaluate(read_own(config, images), images, images.val, "auto")[0]
-    assert lines == [f"teacher resnet8 from {own}: val {100 * teacher.val_accuracy:.2f} %"]
+    assert lines[0] == f"teacher resnet8 from {own}: val {100 * teacher.val_accuracy:.2f} %"
 
 
 def test_a_study_that_began_with_other_weights_refuses_a_users_checkpoint(images, placement, own, tmp_path):
@@ -242,3 +255,111 @@ def test_the_process_draws_on_as_if_no_teacher_had_been_trained(images, placemen
     find_teacher(CONFIG, images, placement, quiet)
 
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_users_teacher_gets_its_images_by_its_own_normalisation(images, placement, tmp_path):
+    other = replace(images, mean=torch.tensor([0.1]), std=torch.tensor([0.6]))
+    theirs = find_teacher(CONFIG, other, placement, quiet)
+    torch.save(theirs.network.state_dict(), tmp_path / "own.pt")
+    config = replace(CONFIG, checkpoint=str(tmp_path / "own.pt"))
+    told = replace(config, mean=(0.1,), std=(0.6,))
+    folder = Storage(tmp_path / "study")
+
+    assert find_teacher(config, images, placement, quiet).val_accuracy < theirs.val_accuracy - 0.2
+    for _ in range(2):  # as a user's, and as the study's own
+        assert trained_alike(find_teacher(told, images, placement, quiet, folder), theirs)
+    seen = with_normalisation(told, images, theirs.network)
+    assert evaluate(seen, images, images.val, "auto") == pytest.approx(
+        evaluate(theirs.network, other, images.val, "auto"), abs=1e-5
+    )
+    assert with_normalisation(config, images, theirs.network) is theirs.network
+
+
+@pytest.mark.parametrize("tapped", [True, False])
+def test_a_run_reads_a_users_teacher_by_its_own_normalisation(images, tmp_path, tapped):
+    other = replace(images, mean=torch.tensor([0.1]), std=torch.tensor([0.6]))
+    plain = replace(CONFIG, checkpoint="own.pt")
+    save_state(Storage(tmp_path), fitted(module._build(CONFIG, images), other).state_dict(), "teacher.pt")
+
+    def read(config: TeacherConfig, data: ImageSet) -> dict[str, torch.Tensor]:
+        teacher = teacher_for(config, data, str(tmp_path), tapped=tapped, precision="auto")
+        crops, _ = next(train_batches(data, 32, seed=0, epoch=0))
+        outputs: dict[str, torch.Tensor] = teacher.part((0, 2) if tapped else (), logits=True)(crops)
+        return outputs
+
+    expected, found = read(plain, other), read(replace(plain, mean=(0.1,), std=(0.6,)), images)
+    assert set(found) == ({"0", "2", "logits"} if tapped else {"logits"})
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(read(plain, images)["logits"], expected["logits"], rtol=0.1)
+
+
+@pytest.mark.parametrize("values", [(0.485, 0.456, 0.406), (0.5,)], ids=["per channel", "one for all"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_renormalised_images_are_those_normalised_at_once(values, precision):
+    data = synthetic_images(channels=3, padding=2)
+    first = renormalise(replace(CONFIG, checkpoint="own.pt", mean=values, std=values), data, precision)
+    assert first is not None
+    batch, _ = next(train_batches(data, 32, seed=0, epoch=0))
+    batch = batch.to(network_dtype(precision))
+    mean = torch.tensor(values)[:, None, None]
+    crops = (batch * data.std[:, None, None] + data.mean[:, None, None]).double()  # 0..1 again, black edges among them
+    assert (crops.abs() < 1e-6).all(1).any()
+    given = first(batch)
+    assert given.dtype == batch.dtype
+    assert given.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(given.double(), (crops - mean) / mean, atol=1e-6, rtol=1e-5)
+
+
+def test_a_normalisation_that_does_not_fit_the_channels_is_refused_before_weights_are_read(images, placement):
+    for mean, std, name in (((0.5, 0.5), (0.5,), "mean"), ((0.5,), (0.5, 0.5, 0.5), "std")):
+        config = replace(CONFIG, checkpoint="absent.pt", mean=mean, std=std)
+        rule = rf"a teacher's {name} has 1 number, or 1, one per channel.*got {name}=.* Change --teacher-{name}"
+        with pytest.raises(ConfigError, match=rule):
+            read_own(config, images)
+
+
+def test_a_teacher_is_trained_with_the_threads_it_is_given_and_the_process_goes_on_with_its_own(images, placement):
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    find_teacher(CONFIG, images, replace(placement, threads=before + 1), lambda _: seen.append(torch.get_num_threads()))
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
+    with pytest.raises(CheckpointError):
+        find_teacher(replace(CONFIG, checkpoint="absent.pt"), images, replace(placement, threads=before + 1), quiet)
+    assert torch.get_num_threads() == before
+
+
+OWN = replace(CONFIG, checkpoint="own.pt")
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"),
+    [
+        (CONFIG, r"train it longer \(--teacher-epochs\)"),
+        (OWN, r"was it trained with another normalisation\? Give --teacher-mean and --teacher-std\. Or .*order"),
+        (replace(OWN, mean=(0.5,), std=(0.5,)), "are --teacher-mean, --teacher-std and the order of the classes those"),
+    ],
+    ids=["trained", "own", "own, normalised"],
+)
+def test_a_teacher_near_chance_is_said_so_with_a_remedy(config, remedy):
+    assert re.search(
+        rf"^teacher resnet8 is little .*, val 27.00 % of 10 classes: {remedy}", warn_of_chance(config, 0.27, 10)
+    )
+    for accuracy, classes, warned in (
+        (0.28, 10, False),
+        (0.59, 2, True),
+        (0.61, 2, False),
+        (0.029, 100, True),
+        (0.03, 100, False),
+    ):
+        assert bool(warn_of_chance(config, accuracy, classes)) == warned
+
+
+def test_whoever_asks_for_a_teacher_near_chance_is_told(images, placement, own):
+    constant = {name: torch.zeros_like(value) for name, value in read_weights(own).items()}
+    torch.save(constant, own)
+    hardly = replace(CONFIG, train=replace(CONFIG.train, epochs=0.34), rate=1e-6)
+    for config in (hardly, replace(CONFIG, checkpoint=own)):
+        lines: list[str] = []
+        teacher = find_teacher(config, images, placement, lines.append)
+        assert lines[-1] == warn_of_chance(config, teacher.val_accuracy, 4) != ""
