@@ -11,6 +11,7 @@ from dfkt.networks.taps import StudentTaps
 from dfkt.store.study_store import Study, read_study
 from dfkt.study.config import ArmConfig, StudyConfig, ablations, default_arms
 from dfkt.training.config import RunConfig
+from dfkt.training.students import Student, load_student
 
 __all__ = [
     "METHODS",
@@ -30,6 +31,7 @@ __all__ = [
     "Schedule",
     "Space",
     "Stage",
+    "Student",
     "StudentTaps",
     "Study",
     "StudyConfig",
@@ -43,6 +45,7 @@ __all__ = [
     "flow_loss",
     "flow_pairs",
     "fsp_matrix",
+    "load_student",
     "read_study",
     "searched",
     "task_stage",

@@ -33,11 +33,12 @@ from dfkt.training.optim import network_dtype
 from dfkt.training.parallel import Group
 from dfkt.training.stages import stage_ends
 from dfkt.training.state import load_state, own_random, save_state
+from dfkt.training.students import STUDENT_FILE as STUDENT_FILE
+from dfkt.training.students import keep_student
 from dfkt.training.teacher import load_teacher, read_own, renormalise
 
 Payload = dict[str, Any]
 Report = Callable[[Payload], None]
-STUDENT_FILE = "student.pt"
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def _test(job: Job, training: Training) -> Payload:
     """Keep the student, and open the test split: once, for a run that is over."""
     network = training.student.network
     if training.group.rank == 0:
-        save_state(Storage(job.storage), network.state_dict(), STUDENT_FILE)
+        keep_student(Storage(job.storage), job.config.student, network, training.data)
     split = test_images_for(job.config.data, job.placement)
     accuracy, loss = evaluate(network, training.data, split, job.config.train.precision, training.group)
     return {"test_accuracy": accuracy, "test_loss": loss}

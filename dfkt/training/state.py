@@ -113,7 +113,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], path: 
         n = differ[0]
         problems.append(f"{n} has shape {tuple(weights[n].shape)} instead of {tuple(own[n].shape)}")
     if problems:
-        raise CheckpointError(f"Teacher checkpoint {path} does not fit {what}: {'; '.join(problems)}.")
+        raise CheckpointError(f"Checkpoint {path} does not fit {what}: {'; '.join(problems)}.")
     network.load_state_dict(dict(weights))
 
 

@@ -201,6 +201,6 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path: Path, we
 
     with pytest.raises(CheckpointError) as error:
         load_weights(own, weights, "own.pt", "resnet8 for 4 classes")
-    assert "Teacher checkpoint own.pt does not fit resnet8 for 4 classes: " in str(error.value)
+    assert "Checkpoint own.pt does not fit resnet8 for 4 classes: " in str(error.value)
     assert problem in str(error.value)
     assert same(own.state_dict(), network().state_dict())
