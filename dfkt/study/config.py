@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dfkt.config import NO_KEY, DataConfig, NetworkConfig, TeacherConfig, TrainConfig, build, check_rule, to_dict
-from dfkt.methods.base import Method
+from dfkt.config import (
+    NO_KEY,
+    DataConfig,
+    NetworkConfig,
+    TeacherConfig,
+    TrainConfig,
+    build,
+    check_rule,
+    is_finite,
+    to_dict,
+)
+from dfkt.methods.base import Method, Schedule
 from dfkt.methods.dfkt import Dfkt
 from dfkt.methods.kd import Kd
 from dfkt.methods.registry import METHODS
@@ -92,9 +103,15 @@ class StudyConfig:
     seeds: int = field(default=5, metadata=NO_KEY)
     """Final runs of every arm: seeds 1, 2, …, the same in all."""
     early_stopping: bool = True
-    """ASHA stops trials that fall behind the others of their arm."""
+    """Trials that are behind the others of their arm at a rung end there (:mod:`dfkt.study.stopping`)."""
+    rungs: tuple[float, ...] = (0.5,)
+    """Shares of a trial's task stage at which it is held against the others."""
+    least_epochs: float = 3.0
+    """No trial ends before so many epochs of its task stage; an arm whose method has no rung then is not stopped at all."""
     reduction_factor: int = 3
-    """ASHA keeps the best 1/reduction_factor at every rung."""
+    """The best 1/reduction_factor of those that have passed a rung go on."""
+    spared: float = 0.2
+    """Share of the trials that never end early: they show how well rungs predict the end."""
     search_seed: int = 0
     """Seed of Optuna's samplers."""
     max_failures: int = field(default=2, metadata=NO_KEY)
@@ -104,6 +121,11 @@ class StudyConfig:
         check_rule(is_name(self.name), f"study name holds {_NAME}", "Choose one with --name.", name=self.name)
         check_rule(self.seeds >= 1, "seeds >= 1", seeds=self.seeds)
         check_rule(self.search_seed >= 0, "search_seed >= 0", search_seed=self.search_seed)
+        ok = all(is_finite(r) and 0 < r < 1 for r in self.rungs) and list(self.rungs) == sorted(set(self.rungs))
+        check_rule(ok, "rungs rise, 0 < rung < 1", rungs=self.rungs)
+        ok = is_finite(self.least_epochs) and self.least_epochs >= 0
+        check_rule(ok, "least_epochs >= 0", least_epochs=self.least_epochs)
+        check_rule(is_finite(self.spared) and 0 <= self.spared <= 1, "0 <= spared <= 1", spared=self.spared)
         check_rule(self.reduction_factor >= 2, "reduction_factor >= 2", reduction_factor=self.reduction_factor)
         check_rule(self.max_failures >= 0, "max_failures >= 0", max_failures=self.max_failures)
         names = [arm.name for arm in self.arms]
@@ -118,6 +140,15 @@ class StudyConfig:
         train = self.train if arm.epochs is None else replace(self.train, epochs=arm.epochs)
         train = train if seed is None else replace(train, seed=seed)
         return RunConfig(method=method, data=self.data, teacher=self.teacher, student=self.student, train=train)
+
+    def rungs_in(self, schedule: Schedule) -> tuple[float, ...]:
+        """Return the rungs of a trial: those by which it has done the least number of epochs of its task stage."""
+        epochs = schedule[-1].epochs
+        return tuple(r for r in self.rungs if self.early_stopping and r * epochs >= self.least_epochs - 1e-9)
+
+    def is_spared(self, number: int) -> bool:
+        """Whether a trial never ends early: with a fifth of them trials 4, 9, 14, …, none of the first, which are no samples."""
+        return math.floor((number + 1) * self.spared + 1e-9) > math.floor(number * self.spared + 1e-9)
 
     @property
     def searched(self) -> tuple[ArmConfig, ...]:

@@ -56,11 +56,11 @@ class OpenStudy:
         arms[arm] = arms.get(arm, {}) | entries
         self.store.update_meta(arms=arms)
 
-    def job(self, config: RunConfig, *folder: str, test: bool) -> Job:
+    def job(self, config: RunConfig, *folder: str, test: bool = False, rungs: tuple[float, ...] = ()) -> Job:
         """Return what runs a configuration in a folder below the study's."""
         storage = self.store.storage
         teacher = storage.path if config.method.taught else None
-        return Job(config, self.placement, storage.sub(*folder).path, teacher, test)
+        return Job(config, self.placement, storage.sub(*folder).path, teacher, test, rungs)
 
 
 class Arm:
@@ -89,6 +89,9 @@ class Arm:
         if self.trials_left:
             seed = study.config.search_seed
             self.search = ArmSearch(config, study.taps, study.open_journal(), rows, seed)
+        self.rungs = study.config.rungs_in(self._schedule(config.method)) if self.search else ()
+        if self.search and study.config.early_stopping and not self.rungs:
+            self._say_unstopped()
         self.winner: Method | None = None
         self.finals: list[Run] | None = None
         self.running: set[tuple[str, str, bool, int]] = set()
@@ -100,9 +103,9 @@ class Arm:
             return None
         self.trials_left -= 1
         number, method, params = self.search.ask()
-        job = self.study.job(
-            self.study.config.run(self.config, method), "runs", f"{self.config.name}-{number:05d}", test=False
-        )
+        run, folder = self.study.config.run(self.config, method), f"{self.config.name}-{number:05d}"
+        rungs = self.study.config.rungs_in(self._schedule(method)) if self.rungs else ()
+        job = self.study.job(run, "runs", folder, rungs=rungs)
         return self._begun(Run(self.study.store.storage.path, self.config.name, number, False, params, job))
 
     def next_final(self) -> Run | None:
@@ -190,6 +193,15 @@ class Arm:
 
     def _schedule(self, method: Method) -> Any:
         return method.schedule(self.study.config.run(self.config, method).train.epochs, self.study.taps)
+
+    def _say_unstopped(self) -> None:
+        """Say why no trial of the arm is stopped early."""
+        config, epochs = self.study.config, self._schedule(self.config.method)[-1].epochs
+        last = max(config.rungs, default=0)
+        self.log(
+            f"early stopping is off for {self.config.name}: its task stage of {epochs:.3g} epochs has no rung "
+            f"at or behind epoch {config.least_epochs:g} (the last one is at {last * epochs:.3g})"
+        )
 
     def _skip(self, why: str) -> None:
         self.study.note(self.config.name, skipped=why)

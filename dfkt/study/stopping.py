@@ -1,77 +1,83 @@
-"""Early stopping: ASHA, one for each arm, so that methods are not judged by one another."""
+"""Early stopping: trials of an arm are compared where the same share of their task stage is done.
+
+Asynchronous successive halving (Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020) with rungs
+of our own: they lie on the task stage, whose learning rate says how far a trial is, not on the epochs of the whole run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Run
-from dfkt.study.search import CLOCK, METRIC
+from dfkt.study.queue import Queue
+from dfkt.study.search import METRIC
 
 Earlier = Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
 """Rows of earlier trials with their epoch records."""
 
 
+class Rungs:
+    """What the trials of one arm reached at every rung.
+
+    Args:
+        config: Of the study: who goes on at a rung, and which trials are never stopped.
+        earlier: Trials of earlier runs of the study.
+    """
+
+    def __init__(self, config: StudyConfig, earlier: Earlier = ()) -> None:
+        self.config = config
+        self.reached: dict[float, dict[int, float]] = {}
+        for row, records in earlier:
+            if row["state"] in ("COMPLETE", "PRUNED"):
+                self.note(row["number"], records)
+
+    def note(self, number: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take in what a trial reached at the rungs among its records."""
+        for record in records:
+            if record.get("rung") is not None:
+                self.reached.setdefault(record["rung"], {})[number] = record[METRIC]
+
+    def stops(self, number: int, rung: float) -> bool:
+        """Whether a trial ends at a rung: it is not among the best of those that have passed it, itself counted in."""
+        values = self.reached[rung]
+        better = sum(value > values[number] for value in values.values())
+        return not self.config.is_spared(number) and better >= max(len(values) / self.config.reduction_factor, 1)
+
+
 class Stopping(FIFOScheduler):
-    """Tune's scheduler: hands every trial to the ASHA of its arm; final runs are never stopped.
+    """Tune's scheduler: holds every trial against the others of its arm; final runs are never stopped.
 
     Args:
         arms: By (study folder, arm): those that are stopped early.
     """
 
-    def __init__(self, arms: Mapping[tuple[str, str], ASHAScheduler]) -> None:
+    def __init__(self, arms: Mapping[tuple[str, str], Rungs]) -> None:
         super().__init__()
         self.arms = dict(arms)
 
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Note a new trial."""
-        if (asha := self._of(trial)) is not None:
-            asha.on_trial_add(tune_controller, trial)
+    @classmethod
+    def of(cls, queue: Queue) -> Stopping:
+        """Return what stops the trials of a queue, with the rungs that earlier trials reached."""
+        found = {}
+        for key, arm in queue.arms.items():
+            store, name = arm.study.store, arm.config.name
+            if arm.study.config.early_stopping and arm.trials_left:
+                rows = [row for row in store.trial_rows(name) if row["state"] != "RUNNING"]
+                found[key] = Rungs(arm.study.config, ((row, store.trial_epochs(name, row["number"])) for row in rows))
+        return cls(found)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Decide whether a trial goes on; one in a flow stage always does."""
-        asha = self._of(trial)
-        if asha is None or METRIC not in result or result.get(CLOCK) is None:
-            return str(TrialScheduler.CONTINUE)
-        return str(asha.on_trial_result(tune_controller, trial, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Take in a trial's last report."""
-        asha = self._of(trial)
-        if asha is not None and METRIC in result and result.get(CLOCK) is not None:
-            asha.on_trial_complete(tune_controller, trial, result)
-
-    def _of(self, trial: Trial) -> ASHAScheduler | None:
+        """Decide whether a trial goes on; only one that is at a rung right now may have to stop."""
         run: Run = trial.config["run"]
-        return None if run.final else self.arms.get((run.study, run.arm))
-
-
-def asha(longest: float, reduction_factor: int, earlier: Earlier) -> ASHAScheduler:
-    """Return an arm's ASHA, with the rungs that earlier trials reached.
-
-    Args:
-        longest: Epochs of a run; the clock's end.
-        reduction_factor: It keeps the best 1/reduction_factor at every rung.
-        earlier: Trials of earlier runs of the study.
-    """
-    scheduler = ASHAScheduler(
-        time_attr=CLOCK,
-        metric=METRIC,
-        mode="max",
-        max_t=longest,
-        grace_period=longest / reduction_factor**2,
-        reduction_factor=reduction_factor,
-        stop_last_trials=False,
-    )
-    for row, records in earlier:
-        past = SimpleNamespace(trial_id=f"stored-{row['number']}")
-        if row["state"] in ("COMPLETE", "PRUNED"):
-            scheduler.on_trial_add(None, past)
-            for record in records:
-                if record["rung_epoch"] is not None:
-                    scheduler.on_trial_result(None, past, {METRIC: record[METRIC], CLOCK: record["rung_epoch"]})
-    return scheduler
+        rungs, records = self.arms.get((run.study, run.arm)), result.get("records", ())
+        if run.final or rungs is None or not records:
+            return str(TrialScheduler.CONTINUE)
+        rungs.note(run.number, records)
+        rung = records[-1].get("rung")
+        stops = rung is not None and rungs.stops(run.number, rung)
+        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)

@@ -5,8 +5,9 @@ Knows no ray and writes no files: a :class:`Training` yields one record per epoc
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,14 +77,23 @@ class Training:
             synchronise_batch_norms(student.network)
         self.running: RunningStage | None = None
         self._resumed_optimizer: dict[str, Any] | None = None
+        self._rungs: dict[int, float] = {}
+        self._on_rung: Callable[[Record], None] = lambda record: None
+        self._since = self._away = 0.0
 
-    def run(self) -> Iterator[Record]:
+    def run(self, rungs: Sequence[float] = (), on_rung: Callable[[Record], None] | None = None) -> Iterator[Record]:
         """Train from the present place to the end, yielding a record at the end of every epoch and of every stage.
+
+        Args:
+            rungs: Shares of the last stage at which the student is looked at besides; training is not changed by that.
+            on_rung: Called at a rung within an epoch, with a record of ``val`` and no losses. A rung at an epoch's end is
+                its record's; the ``rung`` of both is the share.
 
         Raises:
             NonFiniteLossError: If a loss became nan or inf; stage, epoch and step are named.
         """
         start = 0
+        self._rungs, self._on_rung = self._rung_steps(rungs), on_rung or self._on_rung
         for stage, end in zip(self.schedule, self.ends, strict=True):
             if self.step < end:
                 yield from self._run_stage(stage, start, end)
@@ -115,6 +125,12 @@ class Training:
         self.step, self.index, self.device_seconds = state["step"], state["index"], state["device_seconds"]
         self._resumed_optimizer = state["optimizer"]
 
+    def _rung_steps(self, rungs: Sequence[float]) -> dict[int, float]:
+        """Return by step the rung that is passed there; of several at one step the last."""
+        start = self.ends[-2] if len(self.ends) > 1 else 0
+        length = self.ends[-1] - start
+        return {start + max(math.ceil(share * length - 1e-6), 1): share for share in rungs}
+
     def _run_stage(self, stage: Stage, start: int, end: int) -> Iterator[Record]:
         running = RunningStage.prepare(stage, start, end, self.student, self.adapters, self.config, self.group)
         self.running = running
@@ -125,16 +141,24 @@ class Training:
             epoch, first = divmod(self.step, self.epoch_steps)
             count = min(self.epoch_steps - first, end - self.step)
             running.train_mode()
-            began = time.perf_counter()
+            began = self._since = time.perf_counter()
+            self._away = 0.0
             with own_random(draw_seed(self.config.seed, self.step, self.group.rank), self.device):
                 record = self._run_steps(running, epoch, first, count)
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began - self._away
             record |= self._evaluate(stage)
-            self.device_seconds += time.perf_counter() - began
+            self.device_seconds += time.perf_counter() - self._since
             speed = {"images_per_second": count * self.batch_size / seconds, "seconds": seconds}
-            record |= speed | self._place(running)
-            self.index += 1
-            yield record
+            yield record | speed | self._place(running)
+
+    def _look(self, running: RunningStage) -> None:
+        """Report how the student does at a rung within an epoch; it trains on as if it had not been looked at."""
+        began = time.perf_counter()
+        record = {"lr": running.optimizer.param_groups[0]["lr"]} | self._evaluate(running.stage)
+        self.device_seconds += time.perf_counter() - self._since
+        self._on_rung(record | self._place(running))
+        self._since = time.perf_counter()
+        self._away += self._since - began
 
     def _run_steps(self, running: RunningStage, epoch: int, first: int, count: int) -> Record:
         """Take ``count`` steps from step ``first`` of an epoch on; return the mean losses."""
@@ -158,6 +182,8 @@ class Training:
                 correct += (logits.argmax(1) == labels).sum()
             seen += len(labels)
             self.step += 1
+            if self.step in self._rungs and number + 1 < count:
+                self._look(running)
             if (number + 1) % CHECK_STEPS == 0 or number + 1 == count:
                 self._check_finite(losses[: number + 1], stage, epoch, self.step - number - 1)
         accuracy = correct[None] / seen * (seen * group.world / (count * self.batch_size))
@@ -243,8 +269,10 @@ class Training:
         """Say where the run stands; ``rung_epoch`` is the scheduler's clock (docs/architecture.md)."""
         stage = running.stage
         task = stage.phase == "task"
-        return {
-            "index": self.index,
+        index, self.index = self.index, self.index + 1
+        rung = {"rung": self._rungs[self.step]} if self.step in self._rungs else {}
+        return rung | {
+            "index": index,
             "epoch": self.step / self.epoch_steps,
             "phase": stage.phase,
             "round": stage.round,

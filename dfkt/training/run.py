@@ -51,6 +51,7 @@ class Job:
         storage: Folder of its checkpoint, readable by every process that may run it.
         teacher: Folder with the teacher's weights; ``None`` where the method reads none.
         test: Open the test split when training is over, and keep the student beside the checkpoint.
+        rungs: Shares of the last stage at which the student is looked at besides, and reported.
     """
 
     config: RunConfig
@@ -58,6 +59,7 @@ class Job:
     storage: str
     teacher: str | None
     test: bool = False
+    rungs: tuple[float, ...] = ()
 
 
 class _Clock:
@@ -190,7 +192,7 @@ def check_run(config: RunConfig, data: ImageSet, log: Callable[[str], None] = la
     schedule = method.schedule(config.train.epochs, taps)
     stage_ends(schedule, steps_per_epoch(data, config.train.batch_size))
     if pairs := left_out(method, config.train.epochs, taps):
-        log(f"note: {describe_left_out(pairs)}")
+        log(describe_left_out(pairs))
     return schedule
 
 
@@ -203,7 +205,7 @@ def run_job(job: Job, report: Report, group: Group | None = None) -> None:
 
     Args:
         job: What to run.
-        report: Called after every epoch and stage.
+        report: Called after every epoch and stage, and at every rung.
         group: The data-parallel processes, of which this is one.
     """
     group = group or Group()
@@ -241,14 +243,21 @@ def _train(job: Job, training: Training, history: list[Record], clock: _Clock, r
     reported = 0
     storage, every = Storage(job.storage), job.placement.checkpoint_every
     total = training.ends[-1]
-    for record in training.run():
+
+    def send(record: Record) -> None:
+        nonlocal reported
         history.append(record)
+        report(_payload(history, reported, training) | clock.read())
+        reported = len(history)
+
+    for record in training.run(job.rungs, on_rung=send):
         if training.group.rank == 0 and (training.index % every == 0 or training.step == total):
-            extra = {"history": history, "clock": clock.read(), "key": job.config.key}
+            extra = {"history": [*history, record], "clock": clock.read(), "key": job.config.key}
             save_state(storage, training.state() | extra)
         if training.step < total:
-            report(_payload(history, reported, training) | clock.read())
-            reported = len(history)
+            send(record)
+        else:
+            history.append(record)
     last = _payload(history, min(reported, len(history) - 1), training) | {"complete": True}
     if job.test:
         last |= _test(job, training)

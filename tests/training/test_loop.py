@@ -1,6 +1,7 @@
 """The one loop: what it trains, what it records, and that it goes on as if it had never stopped."""
 
 import copy
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +74,54 @@ def test_the_schedulers_clock_ends_at_the_length_of_the_run_whatever_the_flow_to
     lasts = [records(start(images, replace(ROUNDS, share=share)))[-1] for share in (0.2, 0.6)]
 
     assert lasts[0]["rung_epoch"] == lasts[1]["rung_epoch"] == lasts[0]["epoch"] == lasts[1]["epoch"]
+
+
+def looked(training: Any, rungs: Any = (0.1, 0.5, 0.9)) -> list[dict[str, Any]]:
+    """Return all records of a run, those at its rungs too, in their order."""
+    found: list[dict[str, Any]] = []
+    found.extend(training.run(rungs, found.append))
+    return sorted(map(timeless, found), key=lambda record: record["index"])
+
+
+def test_a_rung_is_looked_at_as_soon_as_its_share_of_the_last_stage_is_done(images):
+    training = start(images, replace(ROUNDS, share=0.5), replace(TRAIN, epochs=4))
+    found = [record for record in looked(training, (1 / 6, 0.4, 0.5)) if record.get("rung")]
+    first = training.ends[-2]
+
+    assert [(r["rung"], r["step"] - first) for r in found] == [(1 / 6, 1), (0.5, 3)]  # 0.4 ends at the same step
+    assert [r["rung_epoch"] for r in found] == [4 * (r["step"] - first) / 6 for r in found]
+    within, at_end = found
+    assert "loss" not in within and "train_accuracy" not in within
+    assert at_end["loss"] > 0  # its own epoch's record
+    assert all(0 < r["val_accuracy"] <= 1 and r["val_loss"] > 0 and r["phase"] == "task" for r in found)
+
+
+@pytest.mark.parametrize("student", [RESNET, DROPPING])
+def test_a_run_that_is_looked_at_is_trained_like_one_that_is_not(images, student):
+    method, train = Kd(), replace(TRAIN, epochs=2)
+    plain = start(images, method, train, student=student)
+    expected = records(plain)
+    training = start(images, method, train, student=student)
+    found = looked(training)
+
+    assert [r["index"] for r in found] == list(range(len(found)))
+    assert len(found) > len(expected)
+    whole = [{n: v for n, v in r.items() if n not in ("index", "rung")} for r in found if "loss" in r]
+    assert whole == [{n: v for n, v in r.items() if n != "index"} for r in expected]
+    assert same(weights(training), weights(plain))
+
+
+def test_looking_counts_in_the_seconds_on_the_device_and_reporting_does_not(images):
+    training = start(images, Scratch(), replace(TRAIN, epochs=1))
+    seen = []
+
+    def report(record: dict[str, Any]) -> None:
+        seen.append(training.device_seconds)
+        time.sleep(0.5)
+
+    (record,) = training.run((0.4,), report)
+    assert 0 < seen[0] < training.device_seconds < 0.5
+    assert record["seconds"] < 0.5
 
 
 def test_training_learns(images):

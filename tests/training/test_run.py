@@ -119,6 +119,16 @@ def test_reports_say_what_tune_and_the_store_need(job):
     assert Storage(job.storage).names() == ["state.pt"]
 
 
+def test_a_rung_is_reported_at_once_with_what_was_measured_there(job):
+    job = replace(job, rungs=(0.5,))
+    reports = run(job)
+    assert [payload["complete"] for payload in reports] == [*[False] * (len(reports) - 1), True]
+    at_rung = next(payload for payload in reports if "rung" in payload["records"][-1])
+    record = at_rung["records"][-1]
+    assert (at_rung["val_accuracy"], at_rung["rung_epoch"]) == (record["val_accuracy"], record["rung_epoch"])
+    assert [r["index"] for r in records_of(reports)] == list(range(len(reports)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("every", "stops"), [(1, (2,)), (2, (1, 2, 3, 5))])
 def test_a_resumed_job_equals_an_uninterrupted_one(job, tmp_path, every, stops):
