@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from dfkt.errors import ConfigError
 from dfkt.methods.base import Method
 from dfkt.methods.registry import METHODS, find_method
 from dfkt.methods.space import Space
+from dfkt.store.files import Storage
 
 if TYPE_CHECKING:
     from dfkt.study.config import ArmConfig, StudyConfig
@@ -85,13 +87,19 @@ def run_all(configs: Sequence[StudyConfig], results: str, a: argparse.Namespace)
     from dfkt.analysis.pages import folder_page
     from dfkt.study.study import run_studies
 
-    outcome = run_studies(
-        configs, results, placement=read_placement(a), workers=read_workers(a), address=a.address, log=say
-    )
-    single = len(configs) == 1
-    shown = outcome.folders[0] if single else results
+    given = {"placement": read_placement(a), "workers": read_workers(a), "address": a.address, "log": say}
+    folders, single = [Storage(results).sub(config.name) for config in configs], len(configs) == 1
+    shown = folders[0].path if single else results
+    stopped = f"interrupted; what was finished is kept; `python -m dfkt resume {shlex.quote(shown)}` goes on from there"
+    try:
+        outcome = run_studies(configs, results, **given)
+    except KeyboardInterrupt:
+        if not all(folder.exists("study.json") for folder in folders):
+            raise
+        say(stopped)
+        return EXIT_INTERRUPTED
     if outcome.interrupted:
-        say(f"interrupted; what was finished is kept in {shown}, and the same command goes on from there")
+        say(stopped)
         return EXIT_INTERRUPTED
     say(f"\n{folder_page(shown)}\n")
     files = "study.json, trials/, epochs/, finals/ (Parquet), students/"

@@ -68,6 +68,17 @@ class Storage:
         head, mark, options = self.path.partition("?")
         return Storage("/".join([head.rstrip("/"), *names]) + mark + options)
 
+    def split(self) -> tuple[Storage, str]:
+        """Return the folder that this one lies in, and its name there.
+
+        Example:
+            >>> Storage("s3://bucket/studies/digits?region=eu-west-1").split()
+            (Storage('s3://bucket/studies?region=eu-west-1'), 'digits')
+        """
+        head, mark, options = (self.path, "", "") if self.is_local else self.path.partition("?")
+        above, _, name = head.rstrip("/").rpartition("/")
+        return Storage((above or "/") + mark + options), name
+
     def read(self, name: str) -> bytes | None:
         """Return the file's bytes, or ``None`` when there is no such file."""
         try:

@@ -17,12 +17,12 @@ def environment() -> dict[str, Any]:
     ``commit`` is the one of the checkout that this package runs from, ``None`` if it runs from none; ``dirty`` says
     whether tracked files differ from it. The host's name is left out.
     """
-    packages = ["dfkt", "torch", "torchvision", "ray", "optuna", "pyarrow", "pandas", "numpy"]
+    packages = ["python", "dfkt", "torch", "torchvision", "ray", "optuna", "pyarrow", "pandas", "numpy"]
     here = os.path.dirname(os.path.abspath(__file__))
     tracked = _output("git", "-C", here, "ls-files", os.path.basename(__file__))
     changes = _output("git", "-C", here, "status", "--porcelain", "--untracked-files=no") if tracked else None
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": {name: package_version(name) for name in packages},
         "commit": _output("git", "-C", here, "rev-parse", "HEAD") if tracked else None,
         "dirty": None if changes is None else bool(changes),
         "hardware": {
@@ -47,7 +47,10 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, or of ``python``; ``None`` where there is no such package."""
+    if package == "python":
+        return platform.python_version()
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dfkt.config import Placement, flatten, key_dict, to_dict
@@ -17,6 +17,7 @@ from dfkt.store.files import Storage
 from dfkt.store.origin import environment
 from dfkt.store.study_store import StudyStore, clear
 from dfkt.study.config import ArmConfig, StudyConfig
+from dfkt.study.queue import OpenStudy, Queue
 from dfkt.study.recorder import now
 from dfkt.study.search import random_draws
 from dfkt.training.run import check_networks, images_for
@@ -118,9 +119,19 @@ def _compared(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, 
     return {"": flatten({**shared, "images": dict(about)}), **arms}
 
 
-def open_store(config: StudyConfig, storage: Storage, about: Mapping[str, Any], taps: StudentTaps) -> StudyStore:
-    """Open the study's store, or create it, with the columns of all its arms; note this run in it."""
-    session = {"started": now().isoformat(), **environment()}
+def open_store(
+    config: StudyConfig, storage: Storage, about: Mapping[str, Any], taps: StudentTaps, **given: Any
+) -> StudyStore:
+    """Open the study's store, or create it, with the columns of all its arms; note this session in it.
+
+    Args:
+        config: The study.
+        storage: Its folder.
+        about: What is said of the images.
+        taps: The student's.
+        given: What else is noted of the session, as JSON values: its placement and its workers.
+    """
+    session = {"started": now().isoformat(), "arms": [arm.name for arm in config.arms], **given, **environment()}
     params, losses = _columns(config, taps)
     if _has_begun(storage):
         store = StudyStore.open(storage)
@@ -131,6 +142,31 @@ def open_store(config: StudyConfig, storage: Storage, about: Mapping[str, Any], 
         store, sessions = StudyStore.create(storage, params, losses, _meta(config, {}) | {"data": dict(about)}), []
     store.update_meta(sessions=[*sessions, session], **_meta(config, store.meta))
     return store
+
+
+class _Seen(OpenStudy):
+    """A study that is only looked at: what is noted in it stays in memory."""
+
+    def note(self, arm: str, **entries: Any) -> None:
+        """Set entries of an arm, in memory."""
+        arms = dict(self.store.meta.get("arms", {}))
+        self.store.meta = self.store.meta | {"arms": arms | {arm: arms.get(arm, {}) | entries}}
+
+
+def is_over(configs: Sequence[StudyConfig], folders: Sequence[Storage], taps: Sequence[StudentTaps]) -> bool:
+    """Whether nothing of some studies is left to do, so that no cluster is needed; nothing is written."""
+    if not all(map(_has_begun, folders)):
+        return False
+    studies = [
+        _Seen(config, StudyStore.open(folder), Placement(), known)
+        for config, folder, known in zip(configs, folders, taps, strict=True)
+    ]
+    for study in studies:
+        for arm in study.config.arms:  # a search that is not over would open Optuna's journal
+            ended = sum(row["state"] != "RUNNING" for row in study.store.trial_rows(arm.name))
+            if ended < arm.trials:
+                return False
+    return Queue(studies, log=lambda line: None).over
 
 
 def _columns(config: StudyConfig, taps: StudentTaps) -> tuple[dict[str, type], list[str]]:

@@ -14,13 +14,13 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
-from dfkt.config import Placement, check_rule
+from dfkt.config import Placement, check_rule, to_dict
 from dfkt.store.files import Storage
 from dfkt.store.study_store import hold
 from dfkt.study.cluster import cluster, count_groups, fit_workers, nodes
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Driver, Run, Workers, trainable
-from dfkt.study.opening import check_study, open_store
+from dfkt.study.opening import check_study, is_over, open_store
 from dfkt.study.queue import OpenStudy, Queue
 from dfkt.study.recorder import QueueSearcher, Recorder
 from dfkt.study.stopping import Stopping, asha
@@ -74,15 +74,20 @@ def run_studies(
         for folder in folders:
             held.enter_context(hold(folder))
         checked = [check_study(c, folder, placement, log) for c, folder in zip(configs, folders, strict=True)]
-        held.enter_context(cluster(address))
-        workers = fit_workers(workers or Workers())
-        batch = min(config.train.batch_size for config in configs)
-        check_rule(workers.count <= batch, "workers_per_run <= batch_size", workers=workers.count, batch_size=batch)
-        studies = []
-        for config, folder, (about, taps) in zip(configs, folders, checked, strict=True):
-            study = OpenStudy(config, open_store(config, folder, about, taps), workers.place(placement), taps)
+        wanted = workers = workers or Workers()
+        if not is_over(configs, folders, [taps for _, taps in checked]):
+            held.enter_context(cluster(address))
+            workers = fit_workers(wanted)
+            batch = min(config.train.batch_size for config in configs)
+            check_rule(workers.count <= batch, "workers_per_run <= batch_size", workers=workers.count, batch_size=batch)
+            placement = workers.place(placement)
+        given = {"placement": to_dict(placement), "workers": to_dict(wanted)}
+        studies = [
+            OpenStudy(config, open_store(config, folder, about, taps, **given), placement, taps)
+            for config, folder, (about, taps) in zip(configs, folders, checked, strict=True)
+        ]
+        for study in studies:  # when all are open: one that is stopped here can be resumed with all others
             keep_teacher(study, log)
-            studies.append(study)
         queue = Queue(studies, log)
         failures = max(config.max_failures for config in configs)
         if not queue.over:

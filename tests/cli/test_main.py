@@ -1,6 +1,7 @@
 """Bad input is one line and exit code 2, before anything is trained; what fails later is 1, Ctrl-C is 130."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -182,12 +183,21 @@ def test_argparse_refuses_with_exit_code_2(wrong: str, capsys: pytest.CaptureFix
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["study", "distill", "teacher", "show"])
+@pytest.mark.parametrize("command", ["study", "resume", "distill", "teacher", "show"])
 def test_every_command_says_its_switches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main([command, "--help"])
     assert raised.value.code == 0
     assert "usage: python -m dfkt" in capsys.readouterr().out
+
+
+def test_the_versions_that_matter_are_said_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--version"])
+    assert raised.value.code == 0
+    number = r"\d+\.\d+\S*"
+    names = ("dfkt", "python", "torch", "ray", "optuna")
+    assert re.fullmatch(", ".join(f"{name} {number}" for name in names) + "\n", capsys.readouterr().out)
 
 
 def test_a_study_folder_in_use_is_bad_input(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from dfkt.config import DataConfig, NetworkConfig, Placement, TeacherConfig, Tra
 from dfkt.errors import DfktError, InputError, StudyError
 from dfkt.methods.base import Method, Schedule, Stage, TaskTerm, searched, task_stage
 from dfkt.methods.dfkt import Dfkt
+from dfkt.methods.fsp import Fsp
 from dfkt.methods.kd import Kd, SoftTerm
 from dfkt.methods.scratch import Scratch
 from dfkt.methods.space import Range, Space
@@ -124,6 +125,23 @@ def test_taps_that_do_not_match_are_no_problem_where_no_arm_reads_any(
             check_study(config, Storage(tmp_path), Placement(), print)
 
 
+@pytest.mark.parametrize(("depth", "arms", "said"), [
+    ("resnet14", [arm("dfkt", method=Dfkt(pattern="adjacent"))], "(1,2) (3,4) (5,6) are left out"),
+    ("resnet14", [searching(Dfkt(), space=Space({"pattern": ("sliding-1",)}))], "(1,2) (3,4) (5,6) are left out"),
+    ("resnet14", [ArmConfig(name="fsp", method=Fsp()), arm("scratch")], None),
+    ("resnet8", [searching(Dfkt())], None),
+])  # fmt: skip
+def test_flow_pairs_that_are_left_out_are_said_once(
+    depth: str, arms: list[ArmConfig], said: str | None, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    config = tiny("s", *arms, student=NetworkConfig(name=depth, width=0.25), train=TrainConfig(epochs=9, batch_size=64))
+    _, taps = check_study(config, Storage(tmp_path), Placement(), lines.append)
+    assert taps.matched == ((0, 1, 1, 2, 2, 3, 3) if depth == "resnet14" else (0, 1, 2, 3))
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert [said in line for line in notes] == [True] if said else notes == []
+
+
 def test_a_study_without_taught_arms_looks_at_no_teacher(tmp_path: Path) -> None:
     config = tiny("s", arm("scratch"), teacher=TeacherConfig(network=NetworkConfig(name="nonsense")))
     about, _ = check_study(config, Storage(tmp_path), Placement(), print)
@@ -230,7 +248,8 @@ def test_a_study_says_what_it_is_and_how_it_was_run(tmp_path: Path) -> None:
     meta = run.store().meta
     assert meta["data"] == ABOUT
     assert meta["config"]["arms"][1]["method"]["name"] == "dfkt"
-    assert set(meta["sessions"][0]) == {"started", "versions", "commit", "dirty", "hardware", "command"}
+    assert set(meta["sessions"][0]) == {"started", "arms", "versions", "commit", "dirty", "hardware", "command"}
+    assert meta["sessions"][0]["arms"] == ["scratch", "dfkt"]
     assert StudyStore.open(run.store().storage).meta == meta
 
 
