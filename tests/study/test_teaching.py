@@ -13,7 +13,7 @@ from dfkt.config import Placement
 from dfkt.errors import CheckpointError, StudyError
 from dfkt.store.files import Storage
 from dfkt.study.config import StudyConfig
-from dfkt.study.opening import about_data, open_store
+from dfkt.study.opening import about_data, check_store, open_store
 from dfkt.study.queue import OpenStudy
 from dfkt.study.teaching import keep_teacher
 from dfkt.training.run import images_for
@@ -132,6 +132,31 @@ def test_a_users_teacher_is_the_studys_from_its_beginning(teaching: Teaching) ->
     assert teaching.keep(fresh, checkpoint=str(own)) == known
     own.unlink()
     assert teaching.keep(fresh) == known  # its copy lies in the study's folder
+
+
+def test_a_users_normalisation_is_the_studys_in_val_and_test_and_cannot_change(teaching: Teaching) -> None:
+    fresh, own = replace(TAUGHT, name="own"), str(teaching.file)
+    plain = teaching.keep(replace(fresh, name="plain"), checkpoint=own)
+    images = images_for(TAUGHT.data, teaching.placement)
+    same, other = (images.mean.tolist(), images.std.tolist()), ((0.9,), (0.05,))
+    known = teaching.keep(fresh, checkpoint=own, mean=tuple(same[0]), std=tuple(same[1]))
+    assert known == plain
+    odd = teaching.keep(replace(fresh, name="odd"), checkpoint=own, mean=other[0], std=other[1])
+    assert odd["key"] == plain["key"]
+    assert all(odd[name] != plain[name] for name in ("val_accuracy", "test_accuracy"))
+    told = replace(fresh, teacher=replace(fresh.teacher, checkpoint=own, mean=other[0], std=other[1]))
+    with pytest.raises(StudyError, match=r"teacher\.mean was \[.*\], is \[0\.9\]; teacher\.std was"):
+        check_store(told, Storage(teaching.folder / "own"), about_data(images))
+
+
+def test_a_teacher_little_better_than_chance_is_said_so_at_every_run_of_the_study(teaching: Teaching) -> None:
+    store = open_store(
+        TAUGHT, Storage(teaching.folder / "tiny"), about_data(images_for(TAUGHT.data, teaching.placement)), TAPS
+    )
+    for accuracy, count in ((0.2, 1), (0.9, 1)):
+        store.update_meta(teacher=store.meta["teacher"] | {"val_accuracy": accuracy})
+        teaching.keep(TAUGHT)
+        assert sum("little better than chance" in line for line in teaching.lines) == count
 
 
 def test_a_users_other_teacher_is_refused_and_the_studys_stays(teaching: Teaching) -> None:
