@@ -1,13 +1,19 @@
-"""``python -m dfkt distill``: one run without a search: find the teacher, train the student, keep it, test it once."""
+"""``python -m dfkt distill``: one run without a search: find the teacher, train the student, keep it, test it once.
+
+A trial that is trained again is tested only when that is asked for: a search's trials are chosen among by ``val``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import pandas as pd
+import torch
 
 from dfkt.cli.main import EXIT_FAILED, say
 from dfkt.cli.options import (
@@ -28,9 +34,11 @@ from dfkt.store.origin import environment
 from dfkt.store.rows import best_trials, row_settings
 from dfkt.store.study_store import read_study
 from dfkt.training.config import RunConfig
+from dfkt.training.evaluate import evaluate
+from dfkt.training.optim import network_dtype
 from dfkt.training.progress import ProgressLine
-from dfkt.training.run import STUDENT_FILE, Job, Payload, check_run, images_for, run_job
-from dfkt.training.state import STATE_FILE
+from dfkt.training.run import STUDENT_FILE, Job, Payload, build_student, check_run, images_for, run_job, test_images_for
+from dfkt.training.state import STATE_FILE, load_state, load_weights, save_state
 from dfkt.training.teacher import WEIGHTS_FILE, find_teacher
 
 HELP = "train one student, no search"
@@ -48,6 +56,11 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trial", metavar="STUDY[:ARM][:NUMBER]", help="begin with a trial of a study, by default the best"
     )
+    group.add_argument(
+        "--test",
+        action="store_true",
+        help="open the test split for a --trial too, also for one that is trained already",
+    )
     add_settings(group, "the method")
     group.add_argument("--seed", type=int, help="initial weights, order of images, augmentation")
     group.add_argument("--out", default="results/distill", help="folder of the run (default: results/distill)")
@@ -57,23 +70,47 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a study, to be trained again.
+
+    Attributes:
+        config: Its run.
+        study: Its study's folder, where its teacher lies.
+        placement: What was noted of where things lay and how many threads it had; nothing in studies of earlier versions.
+    """
+
+    config: RunConfig
+    study: Storage
+    placement: Mapping[str, Any]
+
+
 def run(a: argparse.Namespace) -> int:
-    """Train, keep and test one student."""
-    payload = run_distill(distill_config(a), read_placement(a), a.out, say)
+    """Train and keep one student; test it, unless it is a trial's and that was not asked for."""
+    trial = None if a.trial is None else find_trial(a.trial)
+    config = distill_config(a, trial)
+    teacher = None
+    if trial is not None:
+        for name in ("threads", "data_root", "teacher_root"):
+            if getattr(a, name) is None:
+                setattr(a, name, trial.placement.get(name))
+        same = (config.teacher, config.data) == (trial.config.teacher, trial.config.data)
+        teacher = trial.study if same else None
+    payload = run_distill(config, read_placement(a), a.out, say, test=a.test or trial is None, teacher=teacher)
     return EXIT_FAILED if "failure" in payload else 0
 
 
-def distill_config(a: argparse.Namespace) -> RunConfig:
-    """Return the run that the switches name."""
-    config: RunConfig = with_choices(RunConfig() if a.trial is None else find_trial(a.trial), a)
+def distill_config(a: argparse.Namespace, trial: Trial | None = None) -> RunConfig:
+    """Return the run that the switches name, or make of a trial."""
+    config: RunConfig = with_choices(RunConfig() if trial is None else trial.config, a)
     method = config.method
     if a.method is not None and type(method) is not (kind := find_method(a.method)):
         method = kind()
     return replace(config, method=with_settings(method, a.settings), train=updated(config.train, seed=a.seed))
 
 
-def find_trial(text: str) -> RunConfig:
-    """Return the configuration of a study's trial, named ``FOLDER[:ARM][:NUMBER]``; by default the best one.
+def find_trial(text: str) -> Trial:
+    """Return a study's trial, named ``FOLDER[:ARM][:NUMBER]``; by default the best one.
 
     Raises:
         StudyError: If there is no such study, arm or trial, or none is complete.
@@ -97,7 +134,15 @@ def find_trial(text: str) -> RunConfig:
     row = rows.iloc[0]
     shared = {name: study.meta["config"][name] for name in ("data", "teacher", "student", "train")}
     config = from_dict(RunConfig, shared | {"method": row_settings(row)})
-    return replace(config, train=updated(config.train, epochs=arms[row.arm]["epochs"]))
+    config = replace(config, train=updated(config.train, epochs=arms[row.arm]["epochs"]))
+    return Trial(config, Storage(folder), _placement_of(study.meta.get("sessions", []), row.started))
+
+
+def _placement_of(sessions: Sequence[Mapping[str, Any]], started: Any) -> Mapping[str, Any]:
+    """Return the placement that the session noted in which a trial started: the last one that began before it."""
+    before = [session for session in sessions if pd.isna(started) or pd.Timestamp(session["started"]) <= started]
+    noted: Mapping[str, Any] = before[-1].get("placement", {}) if before else {}
+    return noted
 
 
 def split_trial(text: str) -> tuple[str, str | None, int | None]:
@@ -111,7 +156,9 @@ def split_trial(text: str) -> tuple[str, str | None, int | None]:
     return text, arm, number
 
 
-def run_distill(config: RunConfig, placement: Placement, out: str, log: Log) -> Payload:
+def run_distill(
+    config: RunConfig, placement: Placement, out: str, log: Log, *, test: bool = True, teacher: Storage | None = None
+) -> Payload:
     """Run one configuration in this process, from its checkpoint if an earlier attempt left one.
 
     Args:
@@ -119,6 +166,8 @@ def run_distill(config: RunConfig, placement: Placement, out: str, log: Log) -> 
         placement: What it is given.
         out: Folder for configuration, checkpoint, student and result, local or any that pyarrow.fs takes.
         log: Receives the lines that a user reads.
+        test: Open the test split when training is over, or for the student that an earlier call trained.
+        teacher: A study's folder, whose teacher is taken if there is one.
 
     Returns:
         The run's last report, as :func:`dfkt.training.run.run_job` makes it.
@@ -131,30 +180,36 @@ def run_distill(config: RunConfig, placement: Placement, out: str, log: Log) -> 
     with storage.lock():
         _check_free(config, storage)  # another process may have begun between the two
         data = images_for(config.data, placement)
-        schedule = check_run(config, data)
+        notes: list[str] = []
+        schedule = check_run(config, data, notes.append)
         storage.check_writable()
         _claim(config, storage)
         log(data.describe())
-        for note in data.notes:
+        for note in (*data.notes, *notes):
             log(f"note: {note}")
         log("\n".join(stage.describe() for stage in schedule))
         if config.method.taught:
+            if teacher is not None and not storage.exists(WEIGHTS_FILE) and (weights := teacher.read(WEIGHTS_FILE)):
+                storage.write(WEIGHTS_FILE, weights)
             find_teacher(config.teacher, data, placement, log, storage)
-        payload = _train(Job(config, placement, storage.path, storage.path, test=True), storage)
+        payload = _train(Job(config, placement, storage.path, storage.path, test=test), storage)
     if "failure" in payload:
         log(f"failed: {payload['failure']}")
     else:
-        val, test = (100 * payload[f"{split}_accuracy"] for split in ("val", "test"))
-        log(f"{config.method.name}: val {val:.2f} %, test {test:.2f} %")
+        shown = f"test {100 * payload['test_accuracy']:.2f} %" if test else "test with --test"
+        log(f"{config.method.name}: val {100 * payload['val_accuracy']:.2f} %, {shown}")
         log(f"student: {storage.path}/{STUDENT_FILE}, a state dict of {config.student.name}; result: {RESULT_FILE}")
     return payload
 
 
 def _train(job: Job, storage: Storage) -> Payload:
-    """Run a job and keep its last report with all records; one that is done already is read."""
+    """Run a job and keep its student and its last report with all records; what is done already is read."""
     kept = storage.read(RESULT_FILE)
     if kept is not None:
         payload: Payload = json.loads(kept)
+        if job.test and not {"test_accuracy", "failure"} & payload.keys():
+            payload |= _test(job, storage)
+            storage.write(RESULT_FILE, json.dumps(payload).encode())
         return payload
     records: dict[int, Any] = {}
     last: Payload = {}
@@ -169,9 +224,24 @@ def _train(job: Job, storage: Storage) -> Payload:
 
     run_job(job, report)
     line.clear()
+    if not job.test and (state := load_state(storage)) is not None:
+        save_state(storage, state["student"], STUDENT_FILE)
     last["records"] = [records[index] for index in sorted(records)]
     storage.write(RESULT_FILE, json.dumps(last).encode())
     return last
+
+
+def _test(job: Job, storage: Storage) -> Payload:
+    """Open the test split for a student that was kept without it."""
+    config, data = job.config, images_for(job.config.data, job.placement)
+    torch.set_num_threads(job.placement.threads)
+    network = build_student(config.student, data, seed=0, tapped=False).network.to(
+        network_dtype(config.train.precision)
+    )
+    where = f"{storage.path}/{STUDENT_FILE}"
+    load_weights(network, load_state(storage, STUDENT_FILE) or {}, where, config.student.name)
+    accuracy, loss = evaluate(network, data, test_images_for(config.data, job.placement), config.train.precision)
+    return {"test_accuracy": accuracy, "test_loss": loss}
 
 
 def _check_free(config: RunConfig, storage: Storage) -> None:

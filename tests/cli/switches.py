@@ -52,7 +52,8 @@ def study_of(config: StudyConfig, *argv: str) -> StudyConfig:
 
 def run_of(*argv: str) -> RunConfig:
     """Return the run that ``python -m dfkt distill`` makes of its switches."""
-    return distill.distill_config(parsed(distill, *argv))
+    a = parsed(distill, *argv)
+    return distill.distill_config(a, distill.find_trial(a.trial) if a.trial else None)
 
 
 def make_folder(root: Path, classes: str) -> None:

@@ -1,8 +1,9 @@
 """One run without a study: from a trial or from nothing, to its end, again, and after an interruption."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from cli.switches import OWN_METHOD, OWN_NETWORKS, TINY, run_of
 from made import trial
+from study.played import tiny
 
 from dfkt.cli import distill
 from dfkt.cli.distill import split_trial
@@ -18,6 +20,7 @@ from dfkt.config import (
     DataConfig,
     NetworkConfig,
     OptimizerConfig,
+    Placement,
     TeacherConfig,
     TrainConfig,
     to_dict,
@@ -29,8 +32,12 @@ from dfkt.networks.build import build_network
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore
 from dfkt.study.config import ArmConfig, StudyConfig
+from dfkt.study.opening import check_study, open_store
+from dfkt.study.queue import OpenStudy
+from dfkt.study.teaching import keep_teacher
+from dfkt.training import run
 from dfkt.training.config import RunConfig
-from dfkt.training.run import check_run
+from dfkt.training.run import check_run, run_job
 
 WINNER = Dfkt(pattern="sliding-2", order="local", rounds=2, weight=0.5, span_weights=(1.0, 3.0), clip_norm=None)
 STUDY = StudyConfig(
@@ -175,6 +182,112 @@ def test_only_a_taught_method_asks_for_a_teacher(monkeypatch: pytest.MonkeyPatch
     assert not asked
     assert main(["distill", "--method", "kd", "--out", "b", "--teacher", "resnet14"]) == 0
     assert [config.network.name for config in asked] == ["resnet14"]
+
+
+@pytest.fixture
+def searched(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A study with one trial that was really trained, in the second of two sessions, on two threads; its last record."""
+    placement = Placement(teacher_root=str(tmp_path / "teachers"), data_root=str(tmp_path / "data"), threads=2)
+    data = DataConfig(name="digits", limit_train=100, limit_test=60)
+    train = TrainConfig(epochs=2, batch_size=32)
+    config = tiny("searched", ArmConfig(name="kd", method=Kd(), trials=1), data=data, train=train)
+    method = Kd(weight=0.5)
+    storage = Storage(tmp_path / "searched")
+    about, taps = check_study(config, storage, placement, print)
+    for threads in (1, 2):
+        noted = to_dict(replace(placement, threads=threads))
+        store = open_store(config, storage, about, taps, placement=noted)
+    study = OpenStudy(config, store, placement, taps)
+    keep_teacher(study, print)
+    (tmp_path / "teachers").rename(tmp_path / "gone")  # what is trained again learns from the study's own teacher
+    records: list[dict[str, Any]] = []
+    job = study.job(config.run(config.arms[0], method), "runs", "kd-00000", test=False)
+    started = datetime.now(UTC)
+    run_job(job, lambda payload: records.extend(payload["records"]))
+    row = {"number": 0, "state": "COMPLETE", "started": started, "last_val_accuracy": records[-1]["val_accuracy"]}
+    store.save_trial("kd", row | settings(method))
+    open_store(config, storage, about, taps, placement=to_dict(replace(placement, threads=1)))  # a later session
+    yield records[-1]
+    torch.set_num_threads(1)
+
+
+@pytest.mark.slow
+def test_a_trial_is_trained_again_to_the_last_bit_and_tested_when_asked(
+    searched: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[Any] = []
+    load_test = run.load_test
+    monkeypatch.setattr(run, "load_test", lambda *given: opened.append(given) or load_test(*given))
+    monkeypatch.setattr(run, "_CACHE", run._Cache())
+    argv = ["distill", "--trial", "searched:0", "--out", "again"]
+    assert main(argv) == 0
+    result = json.loads((tmp_path / "again" / "result.json").read_text())
+    assert torch.get_num_threads() == 2
+    for name in ("loss", "val_loss", "val_accuracy"):
+        assert result["records"][-1][name] == searched[name]
+    assert result["val_accuracy"] == searched["val_accuracy"]
+    assert "test_accuracy" not in result
+    assert not opened
+    val = f"kd: val {100 * searched['val_accuracy']:.2f} %, "
+    assert f"{val}test with --test\n" in capsys.readouterr().out
+
+    student = (tmp_path / "again" / "student.pt").read_bytes()
+    monkeypatch.setattr(distill, "run_job", lambda *given: pytest.fail("it is trained already"))
+    assert main([*argv, "--test"]) == 0
+    assert len(opened) == 1
+    tested = json.loads((tmp_path / "again" / "result.json").read_text())
+    assert tested == result | {name: tested[name] for name in ("test_accuracy", "test_loss")}
+    assert f"{val}test {100 * tested['test_accuracy']:.2f} %\n" in capsys.readouterr().out
+    assert (tmp_path / "again" / "student.pt").read_bytes() == student
+    assert main(argv) == 0
+    assert "test with --test" in capsys.readouterr().out
+
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main([*argv[:-1], "at-once", "--test"]) == 0
+    at_once = json.loads((tmp_path / "at-once" / "result.json").read_text())
+    assert [at_once[name] for name in ("test_accuracy", "test_loss")] == [tested["test_accuracy"], tested["test_loss"]]
+
+
+def test_a_trial_lies_where_its_study_said_unless_switches_say_otherwise(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(distill, "run_distill", lambda *some, **more: given.append((*some, more)) or {})
+    session = {"started": "2026-11-22T15:00:36+00:00", "placement": to_dict(Placement(data_root="/there", threads=3))}
+    store = StudyStore.open(Storage(whole))
+    for sessions in ([], [{"started": session["started"]}], [session]):
+        store.update_meta(sessions=sessions)
+        assert main(["distill", "--trial", "whole:kd:0"]) == 0
+    assert main(["distill", "--trial", "whole:kd:0", "--threads", "2", "--teacher", "resnet26", "--test"]) == 0
+    assert main(["distill", "--method", "kd"]) == 0
+    assert [(one[1].threads, one[1].data_root, one[4]["test"]) for one in given] == [
+        *[(1, Placement().data_root, False)] * 2,
+        (3, "/there", False),
+        (2, "/there", True),
+        (1, Placement().data_root, True),
+    ]
+    assert [getattr(one[4]["teacher"], "path", None) for one in given] == [*[str(whole)] * 3, None, None]
+
+
+def test_flow_pairs_that_are_left_out_are_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distill, "find_teacher", lambda *given: None)
+    monkeypatch.setattr(distill, "run_job", lambda job, report: report(REPORT))
+    deep = ["--student", "resnet14", "--student-width", "0.25", "--teacher", "resnet8"]
+    assert main(["distill", *deep, "--set", "pattern=adjacent", "--out", "a"]) == 0
+    assert "flow pairs (1,2) (3,4) (5,6) are left out, both taps meet one tap of the teacher" in capsys.readouterr().out
+    assert main(["distill", *deep, "--method", "kd", "--out", "b"]) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_student_deeper_than_its_teacher_is_trained(tmp_path: Path) -> None:
+    deep = ["--student", "resnet14", "--epochs", "3", "--set", "pattern=dense-2", "--out", "deep"]
+    assert main(["distill", *TINY, *deep, "--teacher-root", "teachers"]) == 0
+    records = json.loads((tmp_path / "deep" / "result.json").read_text())["records"]
+    assert all(record["flow_loss"] > 0 for record in records if record["phase"] == "flow")
 
 
 @pytest.mark.slow
