@@ -18,6 +18,9 @@
 Messages give the rule, the value found and, where there is one, the remedy.
 """
 
+MOST_CHARACTERS = 300
+"""Of what is quoted of an error."""
+
 
 class DfktError(Exception):
     """Base of every error that dfkt raises on purpose."""
@@ -67,16 +70,8 @@ class NonFiniteLossError(RunError):
     """A loss became nan or inf."""
 
 
-def one_line(error: Exception) -> str:
-    """Return an exception's type and text on one line, for a message that quotes it."""
+def one_line(error: BaseException) -> str:
+    """Return an exception's type and text on one line of at most 300 characters, for a message that quotes it."""
     text = " ".join(str(error).split()).rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def error_text(*errors: object) -> str:
-    """Return the last line of the first error that has a text: what happened, without the way there."""
-    for error in errors:
-        lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-        if lines:
-            return lines[-1]
-    return "its process ended without a message"
+    shown = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return shown if len(shown) <= MOST_CHARACTERS else f"{shown[: MOST_CHARACTERS - 1]}…"

@@ -7,7 +7,7 @@
     epochs/arm=ARM/…                      one row per epoch record of a trial
     finals/arm=ARM/…                      the final runs, with the test accuracy
     final_epochs/arm=ARM/…                one row per epoch record of a final run
-    teacher.pt, optuna.journal, students/, and while it runs runs/ and ray/
+    teacher.pt, optuna.journal, students/, errors.txt if a run failed, and while it runs runs/ and ray/
 
 Arm and number name a run: every arm counts from 0. How tables become files, :mod:`dfkt.store.tables` says. A run's
 epochs are written before its row: a run is finished when its row says so, and then its epochs are there. A kill in
@@ -37,7 +37,7 @@ from dfkt.store.tables import PartTable, RunTables
 
 FORMAT = 3
 STUDY_FOLDERS = ("trials", "epochs", "finals", "final_epochs", "students", "runs", "ray")
-STUDY_FILES = ("teacher.pt", "optuna.journal", "optuna.journal.lock", "study.json")
+STUDY_FILES = ("teacher.pt", "optuna.journal", "optuna.journal.lock", "errors.txt", "study.json")
 STUDY_NAMES = frozenset(STUDY_FOLDERS + STUDY_FILES)
 """All that a study writes into its folder, but for ``.lock``."""
 

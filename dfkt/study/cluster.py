@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,11 @@ OBJECT_STORE_BYTES = 200 * 2**20
 """No images travel through Ray, so a small object store will do."""
 
 
+Log = Callable[[str], None]
+
+
 @contextlib.contextmanager
-def cluster(address: str | None) -> Iterator[None]:
+def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
     """Connect to a Ray cluster, or start one on this machine; shut down what was started.
 
     Inside another such context it does nothing.
@@ -41,6 +44,7 @@ def cluster(address: str | None) -> Iterator[None]:
     Args:
         address: As ``ray.init`` takes it; ``None`` takes ``RAY_ADDRESS``, the cluster that ``ray start`` made this machine
             a part of, or starts one.
+        log: Receives a line with the address of Ray's dashboard, where there is one.
 
     Raises:
         ConfigError: If no cluster answers.
@@ -58,7 +62,7 @@ def cluster(address: str | None) -> Iterator[None]:
     if not address:  # the dashboard must be on: it frees the placement groups of stopped trials
         options = {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        ray.init(
+        context = ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -67,6 +71,8 @@ def cluster(address: str | None) -> Iterator[None]:
         )
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"No Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    if log is not None and context.dashboard_url:
+        log(f"Ray's dashboard: http://{context.dashboard_url}")
     try:
         yield
     finally:

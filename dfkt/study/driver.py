@@ -18,6 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from dfkt.config import Placement, check_rule, is_finite
 from dfkt.store.files import Storage
+from dfkt.study.failures import CodeError, code_error, may_pass
 from dfkt.training.parallel import Group
 from dfkt.training.run import Job, Payload, run_job
 
@@ -98,7 +99,7 @@ class Driver:
 
     Args:
         workers: What one run spans.
-        max_failures: Restarts of a group of workers that died.
+        max_failures: Tries of Ray Train to get a group of workers together.
     """
 
     workers: Workers
@@ -107,7 +108,7 @@ class Driver:
     def __call__(self, run: Run) -> None:
         """Do a run inside a Tune trial: in its process, or on a group of workers."""
         if self.workers.count == 1:
-            run_job(run.job, tune.report)
+            _run_alone(run)
         else:
             _run_group(run, self.workers, self.max_failures)
 
@@ -119,6 +120,16 @@ def trainable(driver: Callable[[Run], None], workers: Workers) -> Callable[..., 
         driver(config["run"])
 
     return tune.with_resources(train, workers.resources if workers.count == 1 else {"node:__internal_head__": 0.001})
+
+
+def _run_alone(run: Run) -> None:
+    """Do a run in this process; what its code raises ends it, what may pass reaches Tune, which starts it again."""
+    try:
+        run_job(run.job, tune.report)
+    except Exception as error:
+        if may_pass(error):
+            raise
+        tune.report(CodeError.of(error).payload)
 
 
 def _run_group(run: Run, workers: Workers, max_failures: int) -> None:
@@ -134,11 +145,17 @@ def _run_group(run: Run, workers: Workers, max_failures: int) -> None:
             name=run.folder_name,
             storage_path=Storage(run.study).sub("ray").path,
             callbacks=[TuneReportCallback()],
-            failure_config=ray.train.FailureConfig(max_failures=max_failures, controller_failure_limit=max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=max_failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raised = code_error(error)
+        if raised is None:
+            raise  # Tune starts the group again
+        tune.report(raised.payload)
 
 
 def _work(settings: dict[str, Any]) -> None:
@@ -148,7 +165,10 @@ def _work(settings: dict[str, Any]) -> None:
     device = str(ray.train.torch.get_device()) if job.placement.device == "cuda" else job.placement.device
     context = ray.train.get_context()
     job = replace(job, placement=replace(job.placement, device=device))
-    run_job(job, _report, Group(context.get_world_rank(), context.get_world_size()))
+    try:
+        run_job(job, _report, Group(context.get_world_rank(), context.get_world_size()))
+    except Exception as error:
+        raise (error if may_pass(error) else CodeError.of(error)) from None
 
 
 def _report(payload: Payload) -> None:

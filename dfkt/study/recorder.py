@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
 
 from dfkt.config import to_dict
-from dfkt.errors import error_text
 from dfkt.methods.base import Method
 from dfkt.store.files import Storage
 from dfkt.study.driver import Run
+from dfkt.study.failures import keep, told_by
 from dfkt.study.queue import Arm, Queue
 from dfkt.study.search import CLOCK, METRIC
+from dfkt.study.status import Status
 from dfkt.training.loop import Record
-from dfkt.training.progress import ProgressLine
+from dfkt.training.progress import ProgressLine, place
 from dfkt.training.run import Payload
 from dfkt.training.state import STATE_FILE
 
@@ -61,15 +62,16 @@ class Recorder(tune.Callback):
     Args:
         queue: Whose runs they are.
         log: Receives the lines.
+        clock: Returns seconds; the progress line follows it.
     """
 
-    def __init__(self, queue: Queue, log: Log) -> None:
+    def __init__(self, queue: Queue, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
         self.queue, self.log = queue, log
         self.rows: dict[Any, dict[str, Any]] = {}
         self.records: dict[Any, dict[int, Record]] = {}
         self.payloads: dict[Any, Payload] = {}
-        self.done = 0
-        self.line = ProgressLine()
+        self.status, self.line = Status(queue, clock), ProgressLine(clock)
+        self.latest = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything out: Tune pickles its callbacks."""
@@ -87,35 +89,55 @@ class Recorder(tune.Callback):
         row |= {"attempts": old["attempts"] + 1, "started": old["started"]}
         self.rows[run.id] = row
         self._save(run, row, ())
+        self.status.begin(run)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Payload, **info: Any) -> None:
         """Keep what a run reports until it ends."""
         run: Run = trial.config["run"]
         kept = self.records.setdefault(run.id, {})
         kept |= {record["index"]: record for record in result.get("records", ())}
-        self.payloads[run.id] = result
+        self.payloads[run.id] = self.payloads.get(run.id, {}) | result
         search = self.queue.arm_of(run).search
         if METRIC in result and search is not None and not run.final:
             search.report(run.number, result[METRIC], result[CLOCK])
         if kept:
-            self.line.show(f"{self.done}/{self.queue.total} runs; {self._name(run)}", kept[max(kept)])
+            self.latest = f" | {self._name(run)}: {place(kept[max(kept)])}"
+            self._show()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Show how far everything is; Tune calls this several times a second."""
+        self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the row of a run that came to its end, failed by itself, or was stopped by the scheduler."""
         run: Run = trial.config["run"]
         payload = self.payloads.get(run.id, {})
-        failure = payload.get("failure")
-        self._end(run, "FAIL" if failure else "COMPLETE" if payload.get("complete") else "PRUNED", failure)
+        if "traceback" in payload:
+            self._give_up(run, payload["failure"], payload["traceback"])
+        elif "failure" in payload:
+            self._end(run, "FAIL", payload["failure"] or "it could not go on, and did not say why")
+        elif run.final and not payload.get("complete"):
+            self._give_up(run, "it ended before its last report", "")
+        else:
+            self._end(run, "COMPLETE" if payload.get("complete") else "PRUNED", None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the row of a run whose process raised, or died too often; a final run stays to be done."""
-        run: Run = trial.config["run"]
-        error = error_text(_told_by(trial))
+        self._give_up(trial.config["run"], *told_by(trial))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that a run starts again."""
+        self.line.clear()
+        self.log(f"{self._name(trial.config['run'])}: {told_by(trial)[0]}; it starts again from its last checkpoint")
+
+    def _give_up(self, run: Run, error: str, details: str) -> None:
+        """End a run whose code raised, or whose process died too often; a final run stays to be done."""
         if run.final:
             self.queue.arm_of(run).lost += 1
-        self._end(run, "RUNNING" if run.final else "FAIL", error)
+        storage = self.queue.arm_of(run).study.store.storage
+        self._end(run, "RUNNING" if run.final else "FAIL", error, keep(storage, self._name(run), details or error))
 
-    def _end(self, run: Run, state: str, error: str | None) -> None:
+    def _end(self, run: Run, state: str, error: str | None, file: str | None = None) -> None:
         arm = self.queue.arm_of(run)
         records = list(self.records.pop(run.id, {}).values())
         payload = self.payloads.pop(run.id, {})
@@ -130,10 +152,16 @@ class Recorder(tune.Callback):
             arm.search.tell(run.number, state, row.get("last_val_accuracy"))
             arm.study.open_journal().publish()
         arm.running.discard(run.id)
-        self.done += 1
+        self.status.end(run, row)
         self.line.clear()
-        what = f"[{self.done}/{self.queue.total}] {self._name(run)}"
-        self.log(f"{what}: {outcome(row, run.job.config.method, final=run.final)}")
+        self.latest = ""
+        what = f"[{self.status.done}/{self.queue.total}] {self._name(run)}"
+        told = outcome(row, run.job.config.method, final=run.final)
+        self.log(f"{what}: {told}{f'; more in {file}' if file else ''}")
+
+    def _show(self) -> None:
+        if self.line.due:
+            self.line.show(f"{self.status}{self.latest if self.line.live else ''}")
 
     def _save(self, run: Run, row: Mapping[str, Any], records: Sequence[Record]) -> None:
         store = self.queue.arm_of(run).study.store
@@ -151,14 +179,6 @@ class Recorder(tune.Callback):
         arm: Arm = self.queue.arm_of(run)
         study = f"{arm.study.config.name} " if len(self.queue.studies) > 1 else ""
         return f"{study}{run.arm} {f'seed {run.job.config.train.seed}' if run.final else f'trial {run.number}'}"
-
-
-def _told_by(trial: Any) -> str:
-    """Return what Tune wrote down of a trial's failures; it asks for that in the study's folder, where it is not yet."""
-    try:
-        return Path(trial.error_file).read_text(errors="replace")
-    except (OSError, TypeError):
-        return ""
 
 
 def summarise(records: Sequence[Record], payload: Payload) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler
 
 from dfkt.config import Placement, check_rule, to_dict
 from dfkt.store.files import Storage
@@ -23,7 +22,7 @@ from dfkt.study.driver import Driver, Run, Workers, trainable
 from dfkt.study.opening import check_study, is_over, open_store
 from dfkt.study.queue import OpenStudy, Queue
 from dfkt.study.recorder import QueueSearcher, Recorder
-from dfkt.study.stopping import Stopping, asha
+from dfkt.study.stopping import Stopping
 from dfkt.study.teaching import keep_teacher
 
 Log = Callable[[str], None]
@@ -76,7 +75,7 @@ def run_studies(
         checked = [check_study(c, folder, placement, log) for c, folder in zip(configs, folders, strict=True)]
         wanted = workers = workers or Workers()
         if not is_over(configs, folders, [taps for _, taps in checked]):
-            held.enter_context(cluster(address))
+            held.enter_context(cluster(address, log))
             workers = fit_workers(wanted)
             batch = min(config.train.batch_size for config in configs)
             check_rule(workers.count <= batch, "workers_per_run <= batch_size", workers=workers.count, batch_size=batch)
@@ -115,7 +114,7 @@ def run_queue(
         trainable(driver, workers),
         tune_config=tune.TuneConfig(
             search_alg=QueueSearcher(queue),
-            scheduler=Stopping(_judges(queue)),
+            scheduler=Stopping.of(queue),
             num_samples=queue.total,
             max_concurrent_trials=limit,
             reuse_actors=workers.count == 1,
@@ -134,19 +133,6 @@ def run_queue(
     for study in queue.studies:
         for name in ("ray", "runs") if queue.over else ("ray",):
             study.store.storage.sub(name).delete_all()
-
-
-def _judges(queue: Queue) -> dict[tuple[str, str], ASHAScheduler]:
-    """Return what stops trials early, for every arm whose study wants it."""
-    found = {}
-    for key, arm in queue.arms.items():
-        study, name = arm.study, arm.config.name
-        if study.config.early_stopping and arm.trials_left:
-            rows = [row for row in study.store.trial_rows(name) if row["state"] != "RUNNING"]
-            longest = study.config.run(arm.config, arm.config.method).train.epochs
-            earlier = ((row, study.store.trial_epochs(name, row["number"])) for row in rows)
-            found[key] = asha(longest, study.config.reduction_factor, earlier)
-    return found
 
 
 def _trial_name(trial: Trial) -> str:

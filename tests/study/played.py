@@ -12,7 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.schedulers import TrialScheduler
 
 from dfkt.config import DataConfig, NetworkConfig, Placement, TeacherConfig, TrainConfig
@@ -27,7 +28,6 @@ from dfkt.study.opening import check_store, open_store
 from dfkt.study.queue import OpenStudy, Queue
 from dfkt.study.recorder import QueueSearcher, Recorder
 from dfkt.study.stopping import Stopping
-from dfkt.study.study import _judges
 
 TAPS = StudentTaps(4, (0, 1, 2, 3))
 ABOUT = {"title": "toys", "classes": 4, "train": 96, "val": 24, "image_size": [8, 8], "channels": 1, "checksum": 7}
@@ -87,6 +87,8 @@ def payloads(run: Run, judge: Judge = accuracy) -> Iterator[dict[str, Any]]:
         else:
             judged = {"val_accuracy": value * (k + 1) / epochs, "rung_epoch": k + 1.0}
             place |= {"phase": "task", "round": None, "stage": None, "task_loss": 1.0, **judged}
+            reached = [share for share in run.job.rungs if round(share * epochs, 6) == k + 1]
+            place |= {"rung": reached[-1]} if reached else {}
             payload |= judged
         if run.job.test and payload["complete"]:
             payload |= {"test_accuracy": value / 2, "test_loss": 1.5}
@@ -100,7 +102,7 @@ def idle(run: Run) -> None:
 
 
 def faulty(run: Run) -> None:
-    """A driver whose process is killed in the first attempt of trial 0; trial 1 raises."""
+    """A driver whose process is killed in the first attempt of trial 0; trial 1 cannot reach its storage."""
     tried = Path(run.study) / "students" / "tried"
     if run.number == 0 and not tried.exists():
         tried.parent.mkdir(exist_ok=True)
@@ -108,7 +110,7 @@ def faulty(run: Run) -> None:
         tune.report(next(payloads(run)))
         os.kill(os.getpid(), signal.SIGKILL)
     if run.number == 1:
-        raise ValueError("first line\ndeep inside")
+        raise OSError("no way\nto the storage")
     idle(run)
 
 
@@ -140,15 +142,18 @@ class Played:
         results: The folder of all studies.
         configs: The studies.
         judge: Says how good a run will be.
+        clock: What the recorder times runs by.
     """
 
-    def __init__(self, results: Path, *configs: StudyConfig, judge: Judge = accuracy) -> None:
+    def __init__(
+        self, results: Path, *configs: StudyConfig, judge: Judge = accuracy, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.results, self.judge = results, judge
         self.lines: list[str] = []
         self.queue = Queue([open_study(config, results) for config in configs], self.lines.append)
-        self.recorder = Recorder(self.queue, self.lines.append)
+        self.recorder = Recorder(self.queue, self.lines.append, clock)
         self.searcher = QueueSearcher(self.queue)
-        self.scheduler = Stopping(_judges(self.queue))
+        self.scheduler = Stopping.of(self.queue)
         self.handed: list[Run] = []
         self.finished = False
 
@@ -158,7 +163,9 @@ class Played:
         self.finished = asked == QueueSearcher.FINISHED
         if not isinstance(asked, dict):
             return None
-        trial = SimpleNamespace(trial_id=f"t{len(self.handed)}", config=dict(asked), error_file=None)
+        trial = SimpleNamespace(
+            trial_id=f"t{len(self.handed)}", config=dict(asked), error_file=None, pickled_error_file=None
+        )
         self.handed.append(asked["run"])
         self.scheduler.on_trial_add(None, trial)
         self.start(trial)
@@ -195,12 +202,19 @@ class Played:
         self.report(trial, last)
         self.complete(trial, last)
 
-    def die(self, trial: Any, error: str | None = "Traceback\n  somewhere\nValueError: deep inside\n") -> None:
-        """The trial's process raised, or died too often; Tune writes down what it knows."""
+    def die(self, trial: Any, error: Exception | None = None, *, recover: bool = False) -> None:
+        """The trial's process raised, or died, once or too often; Tune writes down what it knows, if anything."""
         if error is not None:
+            wrapped = error if isinstance(error, RayError) else RayTaskError("train", f"Traceback\n{error!r}\n", error)
             trial.error_file = self.results / "error.txt"
-            trial.error_file.write_text(error)
-        self.recorder.on_trial_error(0, [], trial)
+            trial.error_file.write_text(f"Failure # 1 (occurred at noon)\n{wrapped}\n")
+            trial.pickled_error_file = self.results / "error.pkl"
+            trial.pickled_error_file.write_bytes(cloudpickle.dumps(wrapped))
+        if recover:
+            self.recorder.on_trial_recover(0, [], trial)
+            self.start(trial)
+        else:
+            self.recorder.on_trial_error(0, [], trial)
 
     def run(self, slots: int = 1, limit: int | None = None) -> "Played":
         """Run to the end with some slots, the oldest run ending first; or until so many have ended, as a kill would."""

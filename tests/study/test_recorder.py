@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 from study.played import Played, arm, ended, payloads, toy
+from terminals import terminal
 
 from dfkt.store.files import Storage
 from dfkt.study.config import ablations
+from dfkt.study.failures import DIED
 from dfkt.study.recorder import summarise
 from dfkt.training.run import STUDENT_FILE
 from dfkt.training.state import STATE_FILE
@@ -87,20 +90,80 @@ def test_a_run_that_ended_by_itself_is_failed_with_its_reason_and_the_epochs_bef
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        ("Traceback:\n  somewhere\nValueError: deep inside\n\n", "ValueError: deep inside"),
-        ("Failure # 1\nfirst\nFailure # 2\nsecond\n", "second"),
-        (None, "its process ended without a message"),
-        ("  \n", "its process ended without a message"),
+        (OSError("far\naway"), "OSError: far away"),
+        (ActorDiedError(), DIED),
+        (None, "its process ended without a word"),
     ],
 )
-def test_a_trial_whose_process_raised_keeps_the_last_line_and_null_not_zero(
-    error: str | None, text: str, run: Played
+def test_a_trial_that_tune_gave_up_says_why_on_one_line_and_keeps_null_not_zero(
+    error: Exception | None, text: str, run: Played, tmp_path: Path
 ) -> None:
     run.die(run.ask(), error)
     row = ended(run, "dfkt", 0)
     assert (row["state"], row["error"]) == ("FAIL", text)
     assert all(row[name] is None for name in (*MEASURED, "wall_seconds", "device_seconds"))
-    assert run.lines == [f"[1/4] dfkt trial 0: failed: {text}"]
+    assert run.lines == [f"[1/4] dfkt trial 0: failed: {text}; more in {tmp_path / 's' / 'errors.txt'}"]
+    assert "===== dfkt trial 0, " in (tmp_path / "s" / "errors.txt").read_text()
+
+
+def test_a_run_whose_process_died_says_that_it_starts_again(run: Played) -> None:
+    trial = run.ask()
+    run.report(trial, payload(record(0)))
+    run.die(trial, ActorDiedError(), recover=True)
+    assert run.lines == [f"dfkt trial 0: {DIED}; it starts again from its last checkpoint"]
+    assert (ended(run, "dfkt", 0)["state"], ended(run, "dfkt", 0)["attempts"]) == ("RUNNING", 2)
+
+
+RAISED = {"failure": "ValueError: no (mine.py:3)", "traceback": "Traceback\n  mine.py\nValueError: no\n"}
+
+
+def test_a_trial_whose_code_raised_keeps_what_it_had_measured_and_its_traceback_where_the_line_says(
+    run: Played, tmp_path: Path
+) -> None:
+    for number in range(2):
+        trial = run.ask()
+        run.report(trial, payload(record(0)))
+        run.report(trial, RAISED)
+        run.complete(trial, RAISED)
+        row = ended(run, "dfkt", number)
+        assert (row["state"], row["error"], row["attempts"]) == ("FAIL", RAISED["failure"], 1)
+        assert (row["wall_seconds"], row["epochs"]) == (2.0, 1.0)
+    file = tmp_path / "s" / "errors.txt"
+    assert run.lines[0] == f"[1/4] dfkt trial 0: failed: {RAISED['failure']}; more in {file}"
+    assert [line.split(",")[0] for line in file.read_text().splitlines() if line.startswith("=====")] == [
+        "===== dfkt trial 0",
+        "===== dfkt trial 1",
+    ]
+    assert file.read_text().count("  mine.py\nValueError: no\n") == 2
+    assert run.queue.failures == 2
+
+
+def test_a_final_run_whose_code_raised_stays_to_be_done(tmp_path: Path) -> None:
+    run = Played(tmp_path, toy("s", arm("scratch"), seeds=1))
+    final = run.ask()
+    run.report(final, RAISED)
+    run.complete(final, RAISED)
+    row = ended(run, "scratch", 0, final=True)
+    assert (row["state"], row["error"], run.queue.failures) == ("RUNNING", RAISED["failure"], 1)
+    assert Played(tmp_path, toy("s", arm("scratch"), seeds=1)).ask() is not None
+
+
+@pytest.mark.parametrize("said", [{"failure": ""}, {"failure": None}])
+def test_a_failure_without_words_is_one_nevertheless(run: Played, said: dict[str, Any]) -> None:
+    trial = run.ask()
+    run.report(trial, payload(record(0), **said))
+    run.complete(trial, {})
+    assert ended(run, "dfkt", 0)["state"] == "FAIL"
+    assert run.lines == ["[1/4] dfkt trial 0: failed: it could not go on, and did not say why"]
+
+
+def test_a_final_run_without_a_last_report_is_no_success(tmp_path: Path) -> None:
+    run = Played(tmp_path, toy("s", arm("scratch"), seeds=1))
+    final = run.ask()
+    run.report(final, payload(record(0, 0.5)))
+    run.complete(final, {})
+    row = ended(run, "scratch", 0, final=True)
+    assert (row["state"], row["error"]) == ("RUNNING", "it ended before its last report")
 
 
 def test_a_restart_adds_an_attempt_and_its_records_replace_those_of_the_same_index(run: Played) -> None:
@@ -187,10 +250,10 @@ def test_a_lost_final_runs_checkpoint_stays(tmp_path: Path) -> None:
     run = Played(tmp_path, toy("s", arm("scratch"), seeds=1))
     final = run.ask()
     folder = leave_files(final)
-    run.die(final)
+    run.die(final, OSError("far away"))
     assert folder.exists(STATE_FILE)
     row = ended(run, "scratch", 0, final=True)
-    assert (row["state"], row["error"], row["test_accuracy"]) == ("RUNNING", "ValueError: deep inside", None)
+    assert (row["state"], row["error"], row["test_accuracy"]) == ("RUNNING", "OSError: far away", None)
 
 
 def test_a_final_run_that_failed_leaves_no_student_not_even_an_earlier_winners(tmp_path: Path) -> None:
@@ -214,6 +277,84 @@ def test_the_counter_ends_at_its_total_though_arms_were_skipped(tmp_path: Path) 
     run = Played(tmp_path, toy("s", searched, *ablations(searched, ["dense", "adjacent"]))).run()
     assert run.lines[0].startswith("[1/8] ")
     assert run.lines[-1].startswith("[6/6] ")
+
+
+class Clock:
+    """A clock that stands until it is set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """Return the time that it was set to."""
+        return self.now
+
+
+def step(run: Played, clock: Clock, seconds: float) -> None:
+    """Let time pass, and Tune take a step."""
+    clock.now += seconds
+    run.recorder.on_step_end(0, [])
+
+
+def test_off_a_terminal_a_line_a_minute_says_how_far_everything_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    run = Played(tmp_path, toy("s", arm("scratch", 3), seeds=1), clock=clock)
+    trials = [run.ask(), run.ask()]
+    run.report(trials[0], payload(record(0, 0.5)))
+    step(run, clock, 59)
+    assert capsys.readouterr().err == ""
+    step(run, clock, 1)
+    step(run, clock, 1)
+    assert capsys.readouterr().err == "0/4 runs done, 2 running\n"
+    step(run, clock, 59)
+    run.end(trials[0])  # after 2 minutes
+    run.ask()
+    step(run, clock, 60)  # the second has 1 minute over, the third 1 to go; a final run waits
+    assert capsys.readouterr().err.splitlines() == [
+        "0/4 runs done, 2 running",
+        "1/4 runs done, 2 running, best val 60.00 % (scratch), about 2 min left",
+    ]
+    assert len(run.lines) == 1
+
+
+def test_runs_that_ended_before_count_as_best_but_not_for_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, clock = toy("s", arm("scratch", 3), seeds=1), Clock()
+    Played(tmp_path, config).run(limit=1)
+    run = Played(tmp_path, config, clock=clock)
+    trial = run.ask()
+    step(run, clock, 60)
+    run.fail(trial)
+    step(run, clock, 60)
+    assert capsys.readouterr().err.splitlines() == [
+        "0/3 runs done, 1 running, best val 60.00 % (scratch)",
+        "1/3 runs done, 0 running, best val 60.00 % (scratch)",
+    ]
+
+
+def test_of_several_studies_the_best_is_of_the_one_whose_run_ended_last(tmp_path: Path) -> None:
+    run = Played(tmp_path, toy("one", arm("scratch"), seeds=1), toy("two", arm("dfkt"), seeds=1))
+    run.run(limit=1)
+    assert "best val 60.00 % (one scratch)" in str(run.recorder.status)
+    run.run(limit=1)
+    assert " (two dfkt)" in str(run.recorder.status)
+
+
+def test_on_a_terminal_a_final_run_has_the_live_line_too_and_it_is_wiped_before_a_lasting_one(tmp_path: Path) -> None:
+    with terminal(columns=100) as written:
+        run = Played(tmp_path, toy("s", arm("scratch"), seeds=1))
+        final = run.ask()
+        for reported in payloads(final.config["run"]):
+            run.report(final, reported)
+        shown = written().split("\r\x1b[K")
+        assert shown[1:3] == [
+            f"0/1 runs done, 1 running | scratch seed 1: epoch {epoch}.0, task stage, loss 1.000" for epoch in (1, 2)
+        ]
+        run.complete(final, {})
+        assert written() == "\r\x1b[K"
+    assert run.lines == ["[1/1] scratch seed 1: test 30.00 %, 3 s"]
 
 
 def test_a_measured_nan_is_never_the_best() -> None:

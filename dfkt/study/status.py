@@ -1,0 +1,83 @@
+"""How far a queue of runs is, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dfkt.study.driver import Run
+from dfkt.study.queue import Queue
+
+
+class Status:
+    """Counts the runs of a queue and times those that end in this session.
+
+    Args:
+        queue: Whose runs they are.
+        clock: Returns seconds.
+
+    Attributes:
+        done: Runs that ended in this session.
+    """
+
+    def __init__(self, queue: Queue, clock: Callable[[], float]) -> None:
+        self.queue, self.clock = queue, clock
+        self.done = 0
+        self._running: dict[Any, tuple[bool, float]] = {}
+        self._took: dict[bool, list[float]] = {False: [], True: []}
+        self._best: dict[str, tuple[float, str]] = {}
+        self._study = queue.studies[0].store.storage.path
+        for arm in queue.arms.values():
+            store, name = arm.study.store, arm.config.name
+            for row in store.trial_rows(name) + store.final_rows(name):
+                self._judge(store.storage.path, name, row)
+
+    def begin(self, run: Run) -> None:
+        """Count a run as running; a restart changes nothing."""
+        self._running.setdefault(run.id, (run.final, self.clock()))
+
+    def end(self, run: Run, row: Mapping[str, Any]) -> None:
+        """Count a run as done, with what its row says."""
+        final, begun = self._running.pop(run.id)
+        if row["state"] in ("COMPLETE", "PRUNED"):
+            self._took[final].append(self.clock() - begun)
+        self._study = run.study
+        self._judge(run.study, run.arm, row)
+        self.done += 1
+
+    def __str__(self) -> str:
+        """Runs done, running now, the best ``val`` accuracy of the study whose run ended last, and the time left."""
+        parts = [f"{self.done}/{self.queue.total} runs done", f"{len(self._running)} running"]
+        if self._study in self._best:
+            accuracy, arm = self._best[self._study]
+            parts.append(f"best val {100 * accuracy:.2f} % ({arm})")
+        left = self.seconds_left()
+        return ", ".join(parts if left is None else [*parts, f"about {_duration(left)} left"])
+
+    def seconds_left(self) -> float | None:
+        """Estimate the seconds until the queue is over, from runs that ended in this session; ``None`` before one has."""
+        if not any(self._took.values()):
+            return None
+        now, arms = self.clock(), self.queue.arms.values()
+        running = [max(self._usual(final) - (now - begun), 0.0) for final, begun in self._running.values()]
+        trials = sum(arm.trials_left for arm in arms)
+        finals = sum(arm.count for arm in arms) - trials
+        waiting = trials * self._usual(False) + finals * self._usual(True)
+        return max([(waiting + sum(running)) / max(len(running), 1), *running])
+
+    def _usual(self, final: bool) -> float:
+        """Return the mean seconds of a trial or a final run; those of the other kind until one has ended."""
+        times = self._took[final] or self._took[not final]
+        return sum(times) / len(times)
+
+    def _judge(self, study: str, arm: str, row: Mapping[str, Any]) -> None:
+        accuracy = row.get("last_val_accuracy")
+        if row["state"] == "COMPLETE" and accuracy is not None and accuracy > self._best.get(study, (-1.0, ""))[0]:
+            self._best[study] = (accuracy, arm if len(self.queue.studies) == 1 else f"{study.rpartition('/')[2]} {arm}")
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "a minute"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
