@@ -38,6 +38,7 @@ from dfkt.study.teaching import keep_teacher
 from dfkt.training import run
 from dfkt.training.config import RunConfig
 from dfkt.training.run import check_run, run_job
+from dfkt.training.students import load_student
 
 WINNER = Dfkt(pattern="sliding-2", order="local", rounds=2, weight=0.5, span_weights=(1.0, 3.0), clip_norm=None)
 STUDY = StudyConfig(
@@ -231,6 +232,7 @@ def test_a_trial_is_trained_again_to_the_last_bit_and_tested_when_asked(
     val = f"kd: val {100 * searched['val_accuracy']:.2f} %, "
     assert f"{val}test with --test\n" in capsys.readouterr().out
 
+    assert len(load_student(tmp_path / "again").classes) == 10
     student = (tmp_path / "again" / "student.pt").read_bytes()
     monkeypatch.setattr(distill, "run_job", lambda *given: pytest.fail("it is trained already"))
     assert main([*argv, "--test"]) == 0
