@@ -9,7 +9,7 @@ Arms        scratch, kd, fitnets, attention, layerwise-hint, similarity, dkd, fs
 Budget      164 epochs, 20 trials of each method, 5 seeds: that of Yim et al., for GPUs
 Command     python studies/compare.py --data cifar10,cifar100 --pairs resnet26:resnet8,resnet32:resnet14 --ablations --same-size
 Smaller     --smoke (digits, a minute or two on two cores); --trials, --epochs, --limit-train, --methods
-Again       the same command goes on where it stopped; more data, pairs, methods, trials or seeds extend it
+Again       the same command, or python -m dfkt resume FOLDER, goes on; more data, pairs, methods, trials or seeds extend it
 Result      docs/results.md: smaller runs on CIFAR-10 (JPEG), MNIST and a hundred classes of Tiny-ImageNet
 """
 
