@@ -71,6 +71,7 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
         )
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"No Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    ray._private.worker._worker_logs_enabled = False  # else lines of the raylet come though `log_to_driver` is off
     if log is not None and context.dashboard_url:
         log(f"Ray's dashboard: http://{context.dashboard_url}")
     try:

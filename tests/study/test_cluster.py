@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +111,19 @@ def test_where_no_cluster_answers_one_line_says_so(monkeypatch: pytest.MonkeyPat
             cluster(address),
         ):
             pass
+
+
+@pytest.mark.parametrize(("url", "lines"), [("127.0.0.1:8265", ["Ray's dashboard: http://127.0.0.1:8265"]), ("", [])])
+def test_the_dashboards_address_is_said_once_where_there_is_one(
+    url: str, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **options: SimpleNamespace(dashboard_url=url))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr("dfkt.study.cluster.ENVIRONMENT", {})
+    said: list[str] = []
+    with cluster("somewhere", said.append):
+        assert said == lines
+    assert said == lines
 
 
 def test_inside_a_cluster_nothing_is_started_or_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from study.played import Played, idle, toy
 
 from dfkt.study import driver as driver_module
 from dfkt.study.driver import Driver, Run, Workers, trainable
+from dfkt.training.run import Job, Payload, Report
 
 
 @pytest.fixture
@@ -28,6 +29,27 @@ def test_a_run_of_one_worker_is_done_in_tunes_process_and_reports_to_tune(
     monkeypatch.setattr(driver_module, "run_job", lambda *given: seen.append(given))
     Driver(Workers(), 2)(runs[0])
     assert seen == [(runs[0].job, tune.report)]
+
+
+def test_a_run_whose_code_raises_reports_that_and_ends_what_may_pass_reaches_tune(
+    runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Payload] = []
+    monkeypatch.setattr(tune, "report", told.append)
+
+    def raise_it(job: Job, report: Report) -> None:
+        raise error
+
+    monkeypatch.setattr(driver_module, "run_job", raise_it)
+    error: Exception = ValueError("a bug")
+    Driver(Workers(), 2)(runs[0])
+    assert [(one["failure"].split(" (")[0], "ValueError: a bug\n" in one["traceback"]) for one in told] == [
+        ("ValueError: a bug", True)
+    ]
+    error = ConnectionError("far")
+    with pytest.raises(ConnectionError, match="far"):
+        Driver(Workers(), 2)(runs[0])
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(

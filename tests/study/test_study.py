@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from conftest import CPUS, RAY_MARKS
 from study.played import arm, faulty, idle, open_study, patient, payloads, tiny, toy
+from study.raising import Raising
 
 from dfkt.config import Placement
 from dfkt.errors import ConfigError
@@ -26,6 +27,7 @@ from dfkt.store.study_store import Study, read_study
 from dfkt.study.cluster import cluster
 from dfkt.study.config import ArmConfig, StudyConfig, ablations
 from dfkt.study.driver import Workers
+from dfkt.study.failures import DIED
 from dfkt.study.queue import Queue
 from dfkt.study.study import Outcome, run_queue, run_studies
 
@@ -75,7 +77,7 @@ def test_a_queue_of_studies_runs_to_its_end_several_at_a_time(tmp_path: Path, ad
     queue = play(tmp_path, address, *configs, log=lines.append)
 
     assert (queue.over, queue.failures) == (True, 0)
-    assert lines[0] == f"24 runs to do, {CPUS} at a time"
+    assert f"24 runs to do, {CPUS} at a time" in lines
     one, two = (read_study(tmp_path / name) for name in ("one", "two"))
     assert list(one.trials.number) == [0, 1, 2, 3, 0, 1, 2]
     assert set(one.trials.state) <= {"COMPLETE", "PRUNED"}
@@ -90,16 +92,29 @@ def test_a_queue_of_studies_runs_to_its_end_several_at_a_time(tmp_path: Path, ad
         assert not list(tmp_path.glob(f"*/{name}"))
 
 
-def test_a_process_that_dies_is_restarted_and_one_that_raises_says_why(tmp_path: Path, address: str) -> None:
+def test_a_process_that_dies_is_restarted_and_one_that_raises_says_why_without_a_word_of_rays(
+    tmp_path: Path, address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = toy("s", arm("scratch", 3), seeds=1)
     lines: list[str] = []
     queue = play(tmp_path, address, config, driver=faulty, log=lines.append)
 
     study = read_study(tmp_path / "s")
     assert list(study.trials.state) == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert list(study.trials.attempts[[0, 2]]) == [2, 1]
+    assert list(study.trials.attempts) == [2, 2, 1]
     assert list(study.epochs[study.epochs.number == 0]["index"]) == [0, 1, 2]
-    assert study.trials.error[1] == "deep inside"
+    assert study.trials.error[1] == "OSError: no way to the storage"
+    again = "it starts again from its last checkpoint"
+    assert {line for line in lines if again in line} == {
+        f"scratch trial 0: {DIED}; {again}",
+        f"scratch trial 1: OSError: no way to the storage; {again}",
+    }
+    (failed,) = (line for line in lines if "failed" in line)
+    assert failed.endswith(
+        f"] scratch trial 1: failed: OSError: no way to the storage; more in {tmp_path}/s/errors.txt"
+    )
+    assert (tmp_path / "s" / "errors.txt").read_text().count("OSError: no way\n") == 2  # once for each attempt
+    assert capfd.readouterr() == ("", "")
     assert list(study.finals.state) == ["COMPLETE"]
     assert (queue.over, queue.failures) == (True, 1)
 
@@ -231,6 +246,20 @@ def test_a_run_may_span_several_workers(real: Said, home: Path, address: str) ->
     assert study.final_epochs.soft_loss.notna().all()
     assert (home / "spread" / "students" / "kd-seed1" / "student.pt").exists()
     assert read_study(home / "real").meta["teacher"]["key"] == study.meta["teacher"]["key"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_users_code_raises_ends_its_run_at_once_and_says_where(count: int, tmp_path: Path, address: str) -> None:
+    config = tiny("raising", ArmConfig(name="raising", method=Raising()), arm("scratch"), max_failures=2)
+    outcome, lines = run(tmp_path, address, config, workers=Workers(count=count, gpus=0))
+    study = read_study(tmp_path / "raising")
+    failed, good = (study.finals[study.finals.arm == name].iloc[0] for name in ("raising", "scratch"))
+    assert (outcome.interrupted, outcome.failures, good.state) == (False, 1, "COMPLETE")
+    text = f"ValueError: a bug in the loss ({HERE}/study/raising.py:17)"
+    assert (failed.attempts, failed.error) == (1, text)
+    file = tmp_path / "raising" / "errors.txt"
+    assert any(line.endswith(f"raising seed 1: failed: {text}; more in {file}") for line in lines)
+    assert "ValueError: a bug\nin the loss\n" in file.read_text()
 
 
 def test_more_than_the_cluster_has_is_refused_before_anything_is_written(home: Path, address: str) -> None:
