@@ -76,6 +76,7 @@ def read_config(store: StudyStore) -> StudyConfig:
         StudyError: If ``study.json`` does not say one that can be run, or the folder was renamed.
     """
     from dfkt.study.config import StudyConfig
+    from dfkt.study.opening import has_begun
 
     storage = store.storage
     try:
@@ -91,7 +92,8 @@ def read_config(store: StudyStore) -> StudyConfig:
             f"Rename {folder} to {config.name}."
         )
     checkpoint = config.teacher.checkpoint
-    if checkpoint and not Path(checkpoint).expanduser().exists() and storage.is_local and storage.exists(WEIGHTS_FILE):
+    gone = checkpoint is not None and not Path(checkpoint).expanduser().exists()
+    if gone and storage.is_local and storage.exists(WEIGHTS_FILE) and has_begun(storage):
         own = storage.sub(WEIGHTS_FILE).path
         return replace(config, teacher=replace(config.teacher, checkpoint=own))
     return config

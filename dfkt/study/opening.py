@@ -95,7 +95,7 @@ def check_store(config: StudyConfig, storage: Storage, about: Mapping[str, Any])
     Raises:
         StudyError: If a setting differs that a study cannot change; the differences are listed.
     """
-    if not _has_begun(storage):
+    if not has_begun(storage):
         return
     meta = StudyStore.open(storage).meta
     old, new = _compared(meta["keyed"], meta["data"]), _compared(key_dict(config), about)
@@ -133,7 +133,7 @@ def open_store(
     """
     session = {"started": now().isoformat(), "arms": [arm.name for arm in config.arms], **given, **environment()}
     params, losses = _columns(config, taps)
-    if _has_begun(storage):
+    if has_begun(storage):
         store = StudyStore.open(storage)
         store.add_columns(params, losses)
         sessions = store.meta["sessions"]
@@ -155,7 +155,7 @@ class _Seen(OpenStudy):
 
 def is_over(configs: Sequence[StudyConfig], folders: Sequence[Storage], taps: Sequence[StudentTaps]) -> bool:
     """Whether nothing of some studies is left to do, so that no cluster is needed; nothing is written."""
-    if not all(map(_has_begun, folders)):
+    if not all(map(has_begun, folders)):
         return False
     studies = [
         _Seen(config, StudyStore.open(folder), Placement(), known)
@@ -205,7 +205,7 @@ def about_data(data: ImageSet) -> dict[str, Any]:
     }
 
 
-def _has_begun(storage: Storage) -> bool:
+def has_begun(storage: Storage) -> bool:
     """Whether a folder holds a study in which anything was trained, or is being trained."""
     if not storage.exists("study.json"):
         return False
