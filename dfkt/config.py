@@ -175,7 +175,7 @@ class TeacherConfig:
         mean, std = self.mean, self.std
         check_rule((mean is None) == (std is None), "a teacher's mean and std come together", mean=mean, std=std)
         if mean is not None and std is not None:
-            check_rule(bool(self.checkpoint), "mean and std belong to a teacher's checkpoint", checkpoint=self.checkpoint)
+            check_rule(bool(self.checkpoint), "a teacher's mean and std need a checkpoint", checkpoint=self.checkpoint)
             ok = bool(mean) and all(is_finite(value) and 0 <= value <= 1 for value in mean)
             check_rule(ok, "0 <= mean <= 1", "Of images in 0..255, divide mean and std by 255.", mean=mean)
             check_rule(bool(std) and all(is_finite(value) and value > 0 for value in std), "std > 0", std=std)

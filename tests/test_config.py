@@ -64,7 +64,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (
         TeacherConfig,
         {"mean": (0.5,), "std": (0.5,), "checkpoint": None},
-        "mean and std belong to a teacher's checkpoint",
+        "a teacher's mean and std need a checkpoint",
     ),
     *(
         (TeacherConfig, OWN | {"std": (0.5,), "mean": mean}, "0 <= mean <= 1")

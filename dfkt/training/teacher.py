@@ -172,7 +172,7 @@ def renormalise(config: TeacherConfig, data: ImageSet, precision: Precision) -> 
     if config.mean is None or config.std is None:
         return None
     for name, values in (("mean", config.mean), ("std", config.std)):
-        rule = f"a teacher's {name} has 1 number, or {data.channels}, one per channel of the images"
+        rule = f"a teacher's {name} has 1 number, or one for each channel of the images: {data.channels}"
         check_rule(len(values) in (1, data.channels), rule, f"Change --teacher-{name}.", **{name: values})
     given = (data.mean.new_tensor(values, dtype=torch.float64) for values in (config.mean, config.std))
     return Renormalise(data.mean, data.std, *given).to(network_dtype(precision))

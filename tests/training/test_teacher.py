@@ -313,7 +313,7 @@ def test_renormalised_images_are_those_normalised_at_once(values, precision):
 def test_a_normalisation_that_does_not_fit_the_channels_is_refused_before_weights_are_read(images, placement):
     for mean, std, name in (((0.5, 0.5), (0.5,), "mean"), ((0.5,), (0.5, 0.5, 0.5), "std")):
         config = replace(CONFIG, checkpoint="absent.pt", mean=mean, std=std)
-        rule = rf"a teacher's {name} has 1 number, or 1, one per channel.*got {name}=.* Change --teacher-{name}"
+        rule = rf"a teacher's {name} has 1 number, or one for each .*: 1` .*got {name}=.* Change --teacher-{name}"
         with pytest.raises(ConfigError, match=rule):
             read_own(config, images)
 
