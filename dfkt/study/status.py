@@ -29,7 +29,7 @@ class Status:
         self._study = queue.studies[0].store.storage.path
         for arm in queue.arms.values():
             store, name = arm.study.store, arm.config.name
-            for row in store.trial_rows(name) + store.final_rows(name):
+            for row in arm.rows():
                 self._judge(store.storage.path, name, row)
 
     def begin(self, run: Run) -> None:
@@ -63,6 +63,7 @@ class Status:
         trials = sum(arm.trials_left for arm in arms)
         finals = sum(arm.count for arm in arms) - trials
         waiting = trials * self._usual(False) + finals * self._usual(True)
+        waiting += sum(self._usual(id[2]) for arm in arms for id in arm.running if id not in self._running)
         return max([(waiting + sum(running)) / max(len(running), 1), *running])
 
     def _usual(self, final: bool) -> float:
@@ -77,7 +78,7 @@ class Status:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(round(seconds, -1), 10):.0f} s"
     minutes = round(seconds / 60)
-    if minutes < 1:
-        return "a minute"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

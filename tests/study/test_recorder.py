@@ -310,7 +310,7 @@ def test_off_a_terminal_a_line_a_minute_says_how_far_everything_is(
     step(run, clock, 59)
     run.end(trials[0])  # after 2 minutes
     run.ask()
-    step(run, clock, 60)  # the second has 1 minute over, the third 1 to go; a final run waits
+    step(run, clock, 60)  # the second is overdue, the third has 1 minute to go; a final run waits
     assert capsys.readouterr().err.splitlines() == [
         "0/4 runs done, 2 running",
         "1/4 runs done, 2 running, best val 60.00 % (scratch), about 2 min left",
@@ -332,6 +332,29 @@ def test_runs_that_ended_before_count_as_best_but_not_for_the_time_left(
         "0/3 runs done, 1 running, best val 60.00 % (scratch)",
         "1/3 runs done, 0 running, best val 60.00 % (scratch)",
     ]
+
+
+def test_the_time_left_counts_what_waits_whether_it_was_handed_out_or_not(tmp_path: Path) -> None:
+    clock = Clock()
+    run = Played(tmp_path, toy("s", arm("scratch", 3), seeds=1), clock=clock)
+    trial = run.ask()
+    clock.now = 100.0
+    run.end(trial)
+    assert run.recorder.status.seconds_left() == 300  # two trials and a final run
+    run.searcher.suggest("t1")  # Tune has it, but has not started it
+    assert run.recorder.status.seconds_left() == 300
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "10 s"), (44, "40 s"), (90, "2 min"), (3000, "50 min"), (7500, "2 h 5 min")]
+)
+def test_the_time_left_is_rounded(seconds: float, text: str, tmp_path: Path) -> None:
+    clock = Clock()
+    run = Played(tmp_path, toy("s", arm("scratch", 1), seeds=1), clock=clock)
+    trial = run.ask()
+    clock.now = seconds
+    run.end(trial)
+    assert str(run.recorder.status).endswith(f", about {text} left")
 
 
 def test_of_several_studies_the_best_is_of_the_one_whose_run_ended_last(tmp_path: Path) -> None:
