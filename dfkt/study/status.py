@@ -63,7 +63,7 @@ class Status:
         trials = sum(arm.trials_left for arm in arms)
         finals = sum(arm.count for arm in arms) - trials
         waiting = trials * self._usual(False) + finals * self._usual(True)
-        waiting += sum(self._usual(id[2]) for arm in arms for id in arm.running if id not in self._running)
+        waiting += sum(self._usual(id[2] in (True, "final")) for arm in arms for id in arm.running if id not in self._running)
         return max([(waiting + sum(running)) / max(len(running), 1), *running])
 
     def _usual(self, final: bool) -> float:
