@@ -119,7 +119,9 @@ def test_a_process_that_dies_is_restarted_and_one_that_raises_says_why_without_a
     assert (queue.over, queue.failures) == (True, 1)
 
 
-def test_ctrl_c_keeps_what_was_finished_and_leaves_the_rest_to_be_done(tmp_path: Path, address: str) -> None:
+def test_ctrl_c_keeps_what_was_finished_and_leaves_the_rest_to_be_done(
+    tmp_path: Path, address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = toy("s", arm("scratch", 4), seeds=1)
 
     def interrupt(line: str) -> None:
@@ -127,6 +129,7 @@ def test_ctrl_c_keeps_what_was_finished_and_leaves_the_rest_to_be_done(tmp_path:
             os.kill(os.getpid(), signal.SIGINT)
 
     queue = play(tmp_path, address, config, driver=patient, log=interrupt)
+    assert capfd.readouterr() == ("", "")  # the command says that it was interrupted, and nobody else anything
     before = read_study(tmp_path / "s")
     assert not queue.over
     assert list(before.trials.state[:2]) == ["COMPLETE", "RUNNING"]
