@@ -29,7 +29,7 @@ class Status:
         self._study = queue.studies[0].store.storage.path
         for arm in queue.arms.values():
             store, name = arm.study.store, arm.config.name
-            for row in arm.rows():
+            for row in store.trial_rows(name) + store.final_rows(name):
                 self._judge(store.storage.path, name, row)
 
     def begin(self, run: Run) -> None:
