@@ -107,7 +107,7 @@ def studies(a: argparse.Namespace) -> Iterator[StudyConfig]:
     pairs = [split_network_pair(pair) for pair in split_names(PAIRS if a.pairs is None else a.pairs) or ()]
     sets = split_names(DATA if a.data is None else a.data) or ()
     check_rule(bool(pairs and sets), "a comparison has images and a pair of networks", data=a.data, pairs=a.pairs)
-    base = updated(BASE, seeds=a.seeds, search_seed=a.search_seed, max_failures=a.max_failures)
+    base = updated(BASE, seeds=a.seeds, confirm=a.confirm, search_seed=a.search_seed, max_failures=a.max_failures)
     for data in sets:
         for k, (teacher, student) in enumerate(pairs):
             chosen = argparse.Namespace(**vars(a) | {"data": data, "teacher": teacher, "student": student})

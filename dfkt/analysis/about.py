@@ -13,10 +13,13 @@ from typing import Any
 
 import pandas as pd
 
+from dfkt.analysis.trust import val_error
 from dfkt.store.study_store import Study
 
 OURS = "dfkt"
 About = dict[str, Any]
+NOTED_ERROR = 0.005
+"""Standard error of a ``val`` accuracy above which a page says so."""
 _SESSION = ("commit", "dirty", "hardware", "versions", "command")
 _SAME = "the searched dfkt is that already"
 """Why saved figures of format 1 skipped an arm, where they name no reason."""
@@ -119,6 +122,25 @@ def setting_notes(about: Mapping[str, Any], runs: pd.DataFrame) -> list[str]:
     if different := [name for name in about.get("differences", []) if name != "train.epochs"]:
         notes.append(f"not the same in all arms: {', '.join(different)}")
     return notes
+
+
+def search_notes(about: Mapping[str, Any], trials: pd.DataFrame) -> list[str]:
+    """Return what ``val`` is too small to tell apart, where a search chose by it.
+
+    Args:
+        about: What is said of the setting.
+        trials: Its trials.
+    """
+    best = trials[trials.state == "COMPLETE"].last_val_accuracy.max()
+    if not about["searched"] or not about["val"] or pd.isna(best):
+        return []
+    error = val_error(best, about["val"])
+    if error < NOTED_ERROR:
+        return []
+    return [
+        f"val is small: of {about['val']} images, {100 * best:.1f} % are known to ±{100 * error:.1f} points (standard error). "
+        "What a search finds best there looks better than it is; the final runs have their own val beside test"
+    ]
 
 
 def main_arms(about: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,17 @@ from dfkt.analysis.figures import (
     to_storage,
 )
 from dfkt.analysis.statistics import SCRATCH, accuracy_table, pair_table, scratch_level, speed_table
-from dfkt.analysis.tables import accuracy_cells, column_notes, number, pair_cells, percent, speed_cells, text_table
+from dfkt.analysis.tables import (
+    accuracy_cells,
+    column_notes,
+    number,
+    pair_cells,
+    percent,
+    rung_cells,
+    speed_cells,
+    text_table,
+)
+from dfkt.analysis.trust import rung_table
 from dfkt.errors import InputError
 from dfkt.methods.base import Method
 from dfkt.store.rows import best_trials, row_settings, trial_params
@@ -54,22 +64,29 @@ def study_page(source: Study | Figures, best: int | None = None) -> str:
     """
     if isinstance(source, Study):
         return _study_page(source.name, source, best)
-    trials = source.trials
-    pages = (_page(source, setting, trials[trials.setting == setting], best) for setting in source.about["settings"])
+    pages = []
+    for setting, about in source.about["settings"].items():
+        trials = source.trials[source.trials.setting == setting]
+        pages.append(_page(source, setting, trials, trials_text(trials, about["searched"], best)))
     return "\n\n\n".join(pages)
 
 
-def trials_text(trials: pd.DataFrame, searched: Sequence[str], best: int | None = None) -> str:
-    """Return the count of trials by state, and the best ones, of every searched arm."""
+def trials_text(
+    trials: pd.DataFrame, searched: Sequence[str], best: int | None = None, confirmations: pd.DataFrame | None = None
+) -> str:
+    """Return the count of trials by state, and the best ones, of every searched arm; confirmed ones first."""
     if not searched:
         return "no arm was searched"
     by_arm = {arm: trials[trials.arm == arm] for arm in searched}
     count = best or (MOST if len(searched) == 1 else EACH)
-    shown = {arm: [_trial(row) for row in best_trials(rows, count).to_dict("records")] for arm, rows in by_arm.items()}
+    again = {arm: None if confirmations is None else confirmations[confirmations.arm == arm] for arm in searched}
+    found = {arm: best_trials(rows, count, again[arm]).to_dict("records") for arm, rows in by_arm.items()}
+    confirmed = any(pd.notna(row["again"]) for rows in found.values() for row in rows)
+    shown = {arm: [_trial(row, confirmed) for row in rows] for arm, rows in found.items()}
     if len(searched) == 1:
-        ((arm, found),) = shown.items()
+        ((arm, listed),) = shown.items()
         line = f"{arm}: {len(by_arm[arm])} trials: {count_states(by_arm[arm])}"
-        return f"{line}\n{text_table(pd.DataFrame(found))}" if found else line
+        return f"{line}\n{text_table(pd.DataFrame(listed))}" if listed else line
     lines = []
     for arm, rows in by_arm.items():
         first = {"arm": arm, "trials": f"{len(rows)}: {count_states(rows)}" if len(rows) else "0"}
@@ -97,12 +114,19 @@ def describe_settings(row: Mapping[str, Any]) -> str:
 
 
 def _study_page(setting: str, study: Study, best: int | None) -> str:
-    return _page(study_figures({setting: study}), setting, study.trials, best)
+    searched = setting_about(figures := study_figures({setting: study}), setting)["searched"]
+    text = trials_text(study.trials, searched, best, study.confirmations)
+    return _page(figures, setting, study.trials, text, rung_cells(rung_table(study.trials, study.epochs)))
 
 
-def _page(figures: Figures, setting: str, trials: pd.DataFrame, best: int | None) -> str:
+def _page(
+    figures: Figures, setting: str, trials: pd.DataFrame, searched: str, rungs: pd.DataFrame | None = None
+) -> str:
     about, runs = setting_about(figures, setting), figures.runs[figures.runs.setting == setting]
-    lines = [f"{setting}: {words.describe_data(about)}", "", trials_text(trials, about["searched"], best), ""]
+    lines = [f"{setting}: {words.describe_data(about)}", "", searched, ""]
+    if rungs is not None and len(rungs):
+        lines += [f"early stopping:\n{text_table(rungs)}", ""]
+    lines += words.search_notes(about, trials)
     if about["teacher"].get("val_accuracy") is not None:
         lines.append(f"teacher {words.describe_teacher(about)}")
     lines.append(f"student {words.describe_network(about['student'])}; {words.describe_budget(about)}")
@@ -113,7 +137,8 @@ def _page(figures: Figures, setting: str, trials: pd.DataFrame, best: int | None
     if not tables:
         return "\n".join([*lines, "", "no final run is complete" if len(runs) else "no final runs yet"])
     lines += [f"\n{title}\n{text_table(cells)}" for title, cells in tables.items()]
-    notes = column_notes(str(name) for cells in tables.values() for name in cells)
+    names = [str(name) for cells in (*tables.values(), *([] if rungs is None else [rungs])) for name in cells]
+    notes = column_notes([*names, *(["again %"] if "again %" in searched else [])])
     return "\n".join([*lines, "", notes, *verdict(figures, setting)])
 
 
@@ -153,9 +178,10 @@ def _final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
     return cells
 
 
-def _trial(row: Mapping[Any, Any]) -> dict[str, str]:
+def _trial(row: Mapping[Any, Any], confirmed: bool) -> dict[str, str]:
     """Return a trial's cells; figures that were saved have fewer."""
     shown = {"trial": str(row["number"]), "val %": percent(row["last_val_accuracy"])}
+    shown |= {"again %": percent(row["again"])} if confirmed else {}
     if "best_val_accuracy" in row:
         shown |= {"best %": percent(row["best_val_accuracy"]), "epochs": number(row["epochs"], ".1f")}
     return shown | {"device s": number(row["device_seconds"], ".1f"), "settings": describe_settings(row)}

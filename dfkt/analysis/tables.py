@@ -21,6 +21,10 @@ COLUMN_NOTES = {
     "may hold zero where p is below 0.05. Both cover the seeds, not the choice of settings by one search",
     "less": "points of test accuracy by which the row's arm is ahead of the column's, * where p is below 0.05, ** below 0.01, "
     "corrected for the number of pairs by Holm's procedure",
+    "again %": "val accuracy of the same settings with another seed: the winner is chosen by the mean of both",
+    "rung": "share of a trial's task stage at which it was held against the others of its arm",
+    "rank": "Spearman's rank correlation between val at the rung and at the end, over the trials that ran to their end. Those "
+    "are the better ones, and those that are never stopped; over all trials it would be higher",
     "steps": "until the mean val accuracy over seeds, smoothed to rise (isotonic regression), crosses what scratch's ends with; "
     "linear between epochs, flow and hint stages counted in, never if not within the run",
     "of scratch's steps": "over scratch's own, with a 95 % bootstrap interval over seeds that draws scratch and the level along, "
@@ -67,6 +71,16 @@ def speed_cells(table: pd.DataFrame) -> pd.DataFrame:
                 "of scratch's steps": ratio,
             }
         )
+    return pd.DataFrame(rows)
+
+
+def rung_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a rung table as texts."""
+    rows = [
+        {"arm": row["arm"], "rung": f"{row['rung']:.3g}", "trials there": str(row["passed"])}
+        | {"stopped": str(row["stopped"]), "ran through": str(row["complete"]), "rank": number(row["rank"], ".2f")}
+        for row in table.to_dict("records")
+    ]
     return pd.DataFrame(rows)
 
 

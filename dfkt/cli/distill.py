@@ -124,7 +124,7 @@ def find_trial(text: str) -> Trial:
     if arm not in (None, *arms):
         raise StudyError(f"Study {study.name} has the arms {', '.join(arms)}, but {text!r} names {arm}.")
     trials = study.trials if arm is None else study.trials[study.trials.arm == arm]
-    rows = best_trials(trials, 1) if number is None else trials[trials.number == number]
+    rows = best_trials(trials, 1, study.confirmations) if number is None else trials[trials.number == number]
     if rows.empty:
         what, of = "complete trial" if number is None else f"trial {number}", "" if arm is None else f" of arm {arm}"
         counts = study.trials.arm.value_counts()

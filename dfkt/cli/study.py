@@ -58,6 +58,9 @@ def add_common(parser: argparse.ArgumentParser, group: argparse._ActionsContaine
         "--results", default="results", help="folder that holds studies, local or s3://… (default: results)"
     )
     group.add_argument("--seeds", type=int, help="final runs of each arm")
+    group.add_argument(
+        "--confirm", type=int, help="best trials of a search that are trained again with another seed (default: 3)"
+    )
     group.add_argument("--search-seed", type=int, help="seed of Optuna's samplers")
     group.add_argument("--max-failures", type=int, help="restarts of a run whose process died (default: 2)")
     group.add_argument("--smoke", action="store_true", help="shrink it to a smoke run of a minute or two")
@@ -122,6 +125,7 @@ def study_config(config: StudyConfig, a: argparse.Namespace) -> StudyConfig:
         name=a.name,
         seeds=a.seeds,
         early_stopping=False if a.no_early_stopping else None,
+        confirm=a.confirm,
         search_seed=a.search_seed,
         max_failures=a.max_failures,
     )

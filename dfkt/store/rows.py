@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,12 +38,26 @@ def row_settings(row: pd.Series[Any] | Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def best_trials(trials: pd.DataFrame, count: int) -> pd.DataFrame:
+def best_trials(trials: pd.DataFrame, count: int, confirmations: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return the complete trials with the highest last ``val`` accuracy; earlier ones first where equal.
 
+    A trial that was confirmed by another seed counts by the mean of both, and stands before those that were not: the best
+    of many looks better than it is. The other seed's accuracy is the column ``again``, null without one.
+
     Args:
-        trials: The trials of one arm; another arm's trial may have the same number.
+        trials: Of one arm, or of several with a column ``arm``.
         count: At most so many.
+        confirmations: Runs with another seed, by the trial's number, and ``arm`` likewise.
     """
-    complete = trials[trials.state == "COMPLETE"].dropna(subset="last_val_accuracy")
-    return complete.sort_values(["last_val_accuracy", "number"], ascending=[False, True]).head(count)
+    found = trials[trials.state == "COMPLETE"].dropna(subset="last_val_accuracy")
+    again: dict[Any, float] = {}
+    keys = [name for name in ("arm", "number") if name in trials]
+    if confirmations is not None and len(confirmations):
+        done = confirmations[confirmations.state == "COMPLETE"]
+        again = dict(zip(done[keys].itertuples(index=False, name=None), done.last_val_accuracy, strict=True))
+    known = [again.get(key, math.nan) for key in found[keys].itertuples(index=False, name=None)]
+    found = found.assign(again=pd.Series(known, found.index, dtype="float64"))
+    value = (found.last_val_accuracy + found.again.fillna(found.last_val_accuracy)) / 2
+    ranked = found.assign(confirmed=found.again.notna(), value=value)
+    order = ranked.sort_values(["confirmed", "value", "number"], ascending=[False, False, True]).index
+    return found.loc[order].head(count)

@@ -5,6 +5,8 @@
     study.json                            configuration, columns, versions, commit, hardware, command, sessions
     trials/arm=ARM/part-00000.parquet     one row per trial
     epochs/arm=ARM/…                      one row per epoch record of a trial
+    confirmations/arm=ARM/…               the best trials again, with another seed, by the trial's number
+    confirmation_epochs/arm=ARM/…         one row per epoch record of these
     finals/arm=ARM/…                      the final runs, with the test accuracy
     final_epochs/arm=ARM/…                one row per epoch record of a final run
     teacher.pt, optuna.journal, students/, errors.txt if a run failed, and while it runs runs/ and ray/
@@ -36,7 +38,13 @@ from dfkt.store.files import Storage, is_leftover
 from dfkt.store.tables import PartTable, RunTables
 
 FORMAT = 3
-STUDY_FOLDERS = ("trials", "epochs", "finals", "final_epochs", "students", "runs", "ray")
+TABLES = {
+    "trial": ("trials", "epochs"),
+    "confirmation": ("confirmations", "confirmation_epochs"),
+    "final": ("finals", "final_epochs"),
+}
+"""By kind of run, its two tables."""
+STUDY_FOLDERS = (*(name for names in TABLES.values() for name in names), "students", "runs", "ray")
 STUDY_FILES = ("teacher.pt", "optuna.journal", "optuna.journal.lock", "errors.txt", "study.json")
 STUDY_NAMES = frozenset(STUDY_FOLDERS + STUDY_FILES)
 """All that a study writes into its folder, but for ``.lock``."""
@@ -183,35 +191,42 @@ class StudyStore:
             StudyError: If a column is unknown, a value has another type than its column, two records share an index,
                 or the arm has a name that cannot be a folder's.
         """
+        self.save("trial", arm, row, epochs)
+
+    def save(self, kind: str, arm: str, row: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Save a run of a kind, ``trial``, ``confirmation`` or ``final``, as :meth:`save_trial` saves a trial."""
         self._settle()
-        self._trials.save(arm, row, epochs)
+        self._runs[kind].save(arm, row, epochs)
+
+    def rows(self, kind: str, arm: str) -> list[dict[str, Any]]:
+        """Return an arm's saved runs of a kind, by number; what is null is ``None``."""
+        return cast(list[dict[str, Any]], self._runs[kind].rows.read(arm).to_pylist())
 
     def save_final(self, arm: str, row: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]] = ()) -> None:
         """Save a final run, as :meth:`save_trial` saves a trial; final runs are numbered for themselves."""
-        self._settle()
-        self._finals.save(arm, row, epochs)
+        self.save("final", arm, row, epochs)
 
     def trial_rows(self, arm: str) -> list[dict[str, Any]]:
         """Return an arm's saved trials, by number; what is null is ``None``."""
-        return cast(list[dict[str, Any]], self._trials.rows.read(arm).to_pylist())
+        return self.rows("trial", arm)
 
     def final_rows(self, arm: str) -> list[dict[str, Any]]:
         """Return an arm's saved final runs, by number."""
-        return cast(list[dict[str, Any]], self._finals.rows.read(arm).to_pylist())
+        return self.rows("final", arm)
 
     def trial_epochs(self, arm: str, number: int) -> list[dict[str, Any]]:
         """Return a trial's epoch records, by index."""
-        return cast(list[dict[str, Any]], self._trials.epochs.get(arm, number).to_pylist())
+        return cast(list[dict[str, Any]], self._runs["trial"].epochs.get(arm, number).to_pylist())
 
     def _use(self, meta: dict[str, Any]) -> None:
         params, epochs = meta["params"], epoch_schema(meta["losses"])
         trials, finals = trial_schema(params), final_schema(params)
-        schemas = {"trials": trials, "epochs": epochs, "finals": finals, "final_epochs": epochs}
+        schemas = {"trials": trials, "epochs": epochs, "confirmations": trials, "confirmation_epochs": epochs}
+        schemas |= {"finals": finals, "final_epochs": epochs}
         self.meta = meta
         self._tables = {name: PartTable(self.storage.sub(name), schema) for name, schema in schemas.items()}
         self._columns = {name: " ".join(schema.names) for name, schema in schemas.items()}
-        self._trials = RunTables(self._tables["trials"], self._tables["epochs"])
-        self._finals = RunTables(self._tables["finals"], self._tables["final_epochs"])
+        self._runs = {kind: RunTables(*(self._tables[name] for name in names)) for kind, names in TABLES.items()}
 
     def _check_own(self, changes: Mapping[str, Any]) -> None:
         for name in ("format", "params", "losses", "columns"):
@@ -240,7 +255,7 @@ class StudyStore:
 
     def _read(self, name: str) -> Study:
         arms = _arms(self.meta)
-        return Study(name, self.meta, *self._trials.read(arms), *self._finals.read(arms))
+        return Study(name, self.meta, *(frame for tables in self._runs.values() for frame in tables.read(arms)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,6 +269,8 @@ class Study:
     meta: dict[str, Any]
     trials: pd.DataFrame
     epochs: pd.DataFrame
+    confirmations: pd.DataFrame
+    confirmation_epochs: pd.DataFrame
     finals: pd.DataFrame
     final_epochs: pd.DataFrame
 

@@ -112,6 +112,8 @@ class StudyConfig:
     """The best 1/reduction_factor of those that have passed a rung go on."""
     spared: float = 0.2
     """Share of the trials that never end early: they show how well rungs predict the end."""
+    confirm: int = field(default=3, metadata=NO_KEY)
+    """So many of a search's best trials are trained again with another seed, and the winner is chosen by the mean of both."""
     search_seed: int = 0
     """Seed of Optuna's samplers."""
     max_failures: int = field(default=2, metadata=NO_KEY)
@@ -120,6 +122,7 @@ class StudyConfig:
     def __post_init__(self) -> None:
         check_rule(is_name(self.name), f"study name holds {_NAME}", "Choose one with --name.", name=self.name)
         check_rule(self.seeds >= 1, "seeds >= 1", seeds=self.seeds)
+        check_rule(self.confirm >= 0, "confirm >= 0", confirm=self.confirm)
         check_rule(self.search_seed >= 0, "search_seed >= 0", search_seed=self.search_seed)
         ok = all(is_finite(r) and 0 < r < 1 for r in self.rungs) and list(self.rungs) == sorted(set(self.rungs))
         check_rule(ok, "rungs rise, 0 < rung < 1", rungs=self.rungs)

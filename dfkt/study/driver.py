@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import ray.train
 import ray.train.torch
@@ -22,6 +22,7 @@ from dfkt.study.failures import CodeError, code_error, may_pass
 from dfkt.training.parallel import Group
 from dfkt.training.run import Job, Payload, run_job
 
+Kind = Literal["trial", "confirmation", "final"]
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -70,7 +71,7 @@ class Run:
         study: Its study's folder.
         arm: Its arm.
         number: Its number in the arm's trials, or in its final runs.
-        final: Whether it is one of the winner's, over seeds; else a trial of the search.
+        kind: A trial of the search; its confirmation, by another seed; or a final run, one of the winner's over seeds.
         params: What the search drew.
         job: What to run.
     """
@@ -78,19 +79,24 @@ class Run:
     study: str
     arm: str
     number: int
-    final: bool
+    kind: Kind
     params: dict[str, Any]
     job: Job
 
     @property
-    def id(self) -> tuple[str, str, bool, int]:
+    def final(self) -> bool:
+        """Whether it is a final run: it opens ``test``, and its student is kept."""
+        return self.kind == "final"
+
+    @property
+    def id(self) -> tuple[str, str, Kind, int]:
         """What tells it from all others in a queue."""
-        return self.study, self.arm, self.final, self.number
+        return self.study, self.arm, self.kind, self.number
 
     @property
     def folder_name(self) -> str:
         """A name that is the same whenever the run is taken up again."""
-        return f"{self.arm}-{'final' if self.final else 'trial'}-{self.number:05d}"
+        return f"{self.arm}-{self.kind}-{self.number:05d}"
 
 
 @dataclass(frozen=True)

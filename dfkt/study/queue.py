@@ -1,14 +1,15 @@
 """Which run is next: the arms of one or several studies in one queue.
 
-Every arm hands out the trials of its search, then its winner's final runs; an ablation waits for its parent's winner.
-Trials of any arm come before final runs of any, so that no machine waits for the last trial of a search.
+Every arm hands out the trials of its search, then the best of them once more with another seed, then its winner's final
+runs; an ablation waits for its parent's winner. Trials of any arm come before other runs of any, so that no machine waits
+for the last trial of a search.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -16,15 +17,17 @@ from dfkt.config import Placement, to_dict
 from dfkt.errors import InputError
 from dfkt.methods.base import Method
 from dfkt.networks.taps import StudentTaps
-from dfkt.store.rows import best_trials, row_settings
+from dfkt.store.rows import best_trials, row_settings, trial_params
 from dfkt.store.study_store import StudyStore
 from dfkt.study.config import ArmConfig, StudyConfig
-from dfkt.study.driver import Run
+from dfkt.study.driver import Kind, Run
 from dfkt.study.search import ArmSearch, Journal
 from dfkt.training.config import RunConfig
 from dfkt.training.run import Job
 
 Log = Callable[[str], None]
+CONFIRMING_SEED = 1_000_000
+"""What a confirmation's seed is more than a trial's: far from the seeds of final runs."""
 
 
 @dataclass(eq=False)
@@ -76,11 +79,10 @@ class Arm:
     def __init__(self, study: OpenStudy, config: ArmConfig, parent: Arm | None, log: Log) -> None:
         self.study, self.config, self.parent, self.log = study, config, parent, log
         rows = study.store.trial_rows(config.name)
-        finals = study.store.final_rows(config.name)
-        self.interrupted: dict[tuple[bool, int], dict[str, Any]] = {
-            (final, row["number"]): row
-            for final, found in ((False, rows), (True, finals))
-            for row in found
+        self.interrupted: dict[tuple[Kind, int], dict[str, Any]] = {
+            (kind, row["number"]): row
+            for kind in get_args(Kind)
+            for row in study.store.rows(kind, config.name)
             if row["state"] == "RUNNING"
         }
         self.done_before = sum(row["state"] != "RUNNING" for row in rows)
@@ -93,8 +95,9 @@ class Arm:
         if self.search and study.config.early_stopping and not self.rungs:
             self._say_unstopped()
         self.winner: Method | None = None
+        self.confirmations: list[Run] | None = None
         self.finals: list[Run] | None = None
-        self.running: set[tuple[str, str, bool, int]] = set()
+        self.running: set[tuple[str, str, Kind, int]] = set()
         self.lost = 0
 
     def next_trial(self) -> Run | None:
@@ -106,7 +109,12 @@ class Arm:
         run, folder = self.study.config.run(self.config, method), f"{self.config.name}-{number:05d}"
         rungs = self.study.config.rungs_in(self._schedule(method)) if self.rungs else ()
         job = self.study.job(run, "runs", folder, rungs=rungs)
-        return self._begun(Run(self.study.store.storage.path, self.config.name, number, False, params, job))
+        return self._begun(Run(self.study.store.storage.path, self.config.name, number, "trial", params, job))
+
+    def next_confirmation(self) -> Run | None:
+        """Return the next of the best trials that is to be trained again; ``None`` before and after that."""
+        self.plan()
+        return self._begun(self.confirmations.pop(0)) if self.confirmations else None
 
     def next_final(self) -> Run | None:
         """Return the next final run; ``None`` while the winner is not known, and when all have begun."""
@@ -114,8 +122,12 @@ class Arm:
         return self._begun(self.finals.pop(0)) if self.finals else None
 
     def plan(self) -> None:
-        """Find the winner and what of its final runs is to be done, as soon as no trial can change it."""
-        if self.finals is None and not self.trials_left and not self.running and self._parent_known:
+        """Find which trials are to be confirmed, then the winner and its final runs, as soon as no run can change them."""
+        if self.trials_left or self.running or not self._parent_known:
+            return
+        if self.confirmations is None:
+            self.confirmations = list(self._plan_confirmations())
+        if self.finals is None and not self.confirmations:
             self.finals = list(self._plan_finals())
 
     @property
@@ -126,14 +138,18 @@ class Arm:
     @property
     def count(self) -> int:
         """How many runs it may still hand out; which earlier final runs stay good is known with the winner."""
-        return self.trials_left + (self.study.config.seeds if self.finals is None else len(self.finals))
+        config = self.study.config
+        expected = min(config.confirm, self.config.trials) if self.confirmations is None else len(self.confirmations)
+        return self.trials_left + expected + (config.seeds if self.finals is None else len(self.finals))
 
     @property
     def failures(self) -> int:
-        """Trials and final runs that failed, in this run or earlier."""
-        store, name = self.study.store, self.config.name
-        rows = store.trial_rows(name) + store.final_rows(name)
-        return self.lost + sum(row["state"] == "FAIL" for row in rows)
+        """Runs that failed, in this session or earlier."""
+        return self.lost + sum(row["state"] == "FAIL" for row in self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of all its runs."""
+        return [row for kind in get_args(Kind) for row in self.study.store.rows(kind, self.config.name)]
 
     @property
     def _parent_known(self) -> bool:
@@ -142,6 +158,23 @@ class Arm:
     def _begun(self, run: Run) -> Run:
         self.running.add(run.id)
         return run
+
+    def _plan_confirmations(self) -> Iterator[Run]:
+        """Yield a run with another seed for each of the best trials that has none yet; a single one has nothing to win."""
+        study, name = self.study, self.config.name
+        best = self._best(study.config.confirm) if self.config.trials else pd.DataFrame()
+        known = {row["number"] for row in study.store.rows("confirmation", name) if row["state"] != "RUNNING"}
+        for _, row in best.iterrows() if len(best) > 1 else ():
+            number, method = int(row.number), Method.from_json(row_settings(row))
+            run = study.config.run(self.config, method, study.config.train.seed + CONFIRMING_SEED)
+            if number not in known:
+                job = study.job(run, "runs", f"{name}-{number:05d}-again")
+                yield Run(study.store.storage.path, name, number, "confirmation", trial_params(row), job)
+
+    def _best(self, count: int, *, confirmed: bool = False) -> pd.DataFrame:
+        store, name = self.study.store, self.config.name
+        again = pd.DataFrame(store.rows("confirmation", name)) if confirmed else None
+        return best_trials(pd.DataFrame(store.trial_rows(name)), count, again)
 
     def _plan_finals(self) -> Iterator[Run]:
         """Yield the final runs that are still to be done, numbered for good: one that was listed before keeps its number."""
@@ -163,13 +196,13 @@ class Arm:
         for number, run in zip(numbers, runs, strict=True):
             if number not in known:
                 job = self.study.job(run, "students", f"{name}-seed{run.train.seed}", test=True)
-                yield Run(store.storage.path, name, number, True, params, job)
+                yield Run(store.storage.path, name, number, "final", params, job)
 
     def _find_winner(self) -> Method | None:
         """Return the method that is trained over seeds; ``None``, with a line that says why, where there is none."""
         number, winner = None, self.config.method
         if self.config.trials:
-            best = best_trials(pd.DataFrame(self.study.store.trial_rows(self.config.name)), 1)
+            best = self._best(1, confirmed=True)
             if best.empty:
                 self._skip("no trial was completed, so there is nothing to train again")
                 return None
@@ -229,8 +262,8 @@ class Queue:
         """Runs that were handed out."""
 
     def next(self) -> Run | None:
-        """Return the next run: a trial of the first arm that has one, else a final run likewise; ``None`` while there is none."""
-        for take in (Arm.next_trial, Arm.next_final):
+        """Return the next run: a trial of the first arm that has one, else a confirmation, else a final run; ``None`` without."""
+        for take in (Arm.next_trial, Arm.next_confirmation, Arm.next_final):
             for arm in self.arms.values():
                 if (run := take(arm)) is not None:
                     self.begun += 1

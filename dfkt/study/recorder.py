@@ -81,7 +81,7 @@ class Recorder(tune.Callback):
         """Write the row of a running run; a restart adds an attempt."""
         run: Run = trial.config["run"]
         config = run.job.config
-        interrupted = self.queue.arm_of(run).interrupted.pop((run.final, run.number), None)
+        interrupted = self.queue.arm_of(run).interrupted.pop((run.kind, run.number), None)
         old = self.rows.get(run.id) or interrupted or {"attempts": 0, "started": now()}
         row: dict[str, Any] = {"number": run.number, "state": "RUNNING", "method": config.method.name}
         row |= {"seed": config.train.seed, "key": config.key, "settings": json.dumps(to_dict(config.method))}
@@ -98,7 +98,7 @@ class Recorder(tune.Callback):
         kept |= {record["index"]: record for record in result.get("records", ())}
         self.payloads[run.id] = self.payloads.get(run.id, {}) | result
         search = self.queue.arm_of(run).search
-        if METRIC in result and search is not None and not run.final:
+        if METRIC in result and search is not None and run.kind == "trial":
             search.report(run.number, result[METRIC], result[CLOCK])
         if kept:
             self.latest = f" | {self._name(run)}: {place(kept[max(kept)])}"
@@ -148,7 +148,7 @@ class Recorder(tune.Callback):
         self._save(run, row, records)
         if state != "RUNNING":
             self._clean_up(run, complete=state == "COMPLETE")
-        if not run.final and arm.search is not None:
+        if run.kind == "trial" and arm.search is not None:
             arm.search.tell(run.number, state, row.get("last_val_accuracy"))
             arm.study.open_journal().publish()
         arm.running.discard(run.id)
@@ -165,7 +165,7 @@ class Recorder(tune.Callback):
 
     def _save(self, run: Run, row: Mapping[str, Any], records: Sequence[Record]) -> None:
         store = self.queue.arm_of(run).study.store
-        (store.save_final if run.final else store.save_trial)(run.arm, row, records)
+        store.save(run.kind, run.arm, row, records)
 
     @staticmethod
     def _clean_up(run: Run, *, complete: bool) -> None:
@@ -178,7 +178,8 @@ class Recorder(tune.Callback):
     def _name(self, run: Run) -> str:
         arm: Arm = self.queue.arm_of(run)
         study = f"{arm.study.config.name} " if len(self.queue.studies) > 1 else ""
-        return f"{study}{run.arm} {f'seed {run.job.config.train.seed}' if run.final else f'trial {run.number}'}"
+        again = " again" if run.kind == "confirmation" else ""
+        return f"{study}{run.arm} {f'seed {run.job.config.train.seed}' if run.final else f'trial {run.number}{again}'}"
 
 
 def summarise(records: Sequence[Record], payload: Payload) -> dict[str, Any]:

@@ -29,18 +29,18 @@ class Status:
         self._study = queue.studies[0].store.storage.path
         for arm in queue.arms.values():
             store, name = arm.study.store, arm.config.name
-            for row in store.trial_rows(name) + store.final_rows(name):
+            for row in arm.rows():
                 self._judge(store.storage.path, name, row)
 
     def begin(self, run: Run) -> None:
         """Count a run as running; a restart changes nothing."""
-        self._running.setdefault(run.id, (run.final, self.clock()))
+        self._running.setdefault(run.id, (run.kind != "trial", self.clock()))
 
     def end(self, run: Run, row: Mapping[str, Any]) -> None:
         """Count a run as done, with what its row says."""
-        final, begun = self._running.pop(run.id)
+        whole, begun = self._running.pop(run.id)
         if row["state"] in ("COMPLETE", "PRUNED"):
-            self._took[final].append(self.clock() - begun)
+            self._took[whole].append(self.clock() - begun)
         self._study = run.study
         self._judge(run.study, run.arm, row)
         self.done += 1
@@ -59,16 +59,16 @@ class Status:
         if not any(self._took.values()):
             return None
         now, arms = self.clock(), self.queue.arms.values()
-        running = [max(self._usual(final) - (now - begun), 0.0) for final, begun in self._running.values()]
+        running = [max(self._usual(whole) - (now - begun), 0.0) for whole, begun in self._running.values()]
         trials = sum(arm.trials_left for arm in arms)
-        finals = sum(arm.count for arm in arms) - trials
-        waiting = trials * self._usual(False) + finals * self._usual(True)
-        waiting += sum(self._usual(id[2] in (True, "final")) for arm in arms for id in arm.running if id not in self._running)
+        others = sum(arm.count for arm in arms) - trials
+        waiting = trials * self._usual(False) + others * self._usual(True)
+        waiting += sum(self._usual(id[2] != "trial") for arm in arms for id in arm.running if id not in self._running)
         return max([(waiting + sum(running)) / max(len(running), 1), *running])
 
-    def _usual(self, final: bool) -> float:
-        """Return the mean seconds of a trial or a final run; those of the other kind until one has ended."""
-        times = self._took[final] or self._took[not final]
+    def _usual(self, whole: bool) -> float:
+        """Return the mean seconds of a trial, or of a run that is never stopped; those of the other kind until one has ended."""
+        times = self._took[whole] or self._took[not whole]
         return sum(times) / len(times)
 
     def _judge(self, study: str, arm: str, row: Mapping[str, Any]) -> None:

@@ -50,7 +50,7 @@ class Rungs:
 
 
 class Stopping(FIFOScheduler):
-    """Tune's scheduler: holds every trial against the others of its arm; final runs are never stopped.
+    """Tune's scheduler: holds every trial against the others of its arm; no other run is ever stopped.
 
     Args:
         arms: By (study folder, arm): those that are stopped early.
@@ -75,7 +75,7 @@ class Stopping(FIFOScheduler):
         """Decide whether a trial goes on; only one that is at a rung right now may have to stop."""
         run: Run = trial.config["run"]
         rungs, records = self.arms.get((run.study, run.arm)), result.get("records", ())
-        if run.final or rungs is None or not records:
+        if run.kind != "trial" or rungs is None or not records:
             return str(TrialScheduler.CONTINUE)
         rungs.note(run.number, records)
         rung = records[-1].get("rung")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import Arm, write_study
+from made import Arm, trial, write_study
 
 from dfkt.analysis.figures import read_figures, save_figures
 from dfkt.analysis.pages import describe_settings, folder_page, study_page
@@ -226,3 +226,41 @@ def test_the_last_line_says_which_student_to_take_and_val_alone_chooses_it(tmp_p
 
     assert page.splitlines()[-1].startswith("best by val: dfkt, test 86.00 %, -13.00 points to kd")
     assert page.endswith("its student that is best by val: students/dfkt-seed1")
+
+
+def test_a_page_shows_how_early_stopping_did_and_what_the_columns_mean(tmp_path: Path) -> None:
+    store = write_study(tmp_path / "made", [OURS])
+    rows = [(0, "COMPLETE", 0.1), (1, "COMPLETE", 0.2), (2, "PRUNED", 0.05), (3, "COMPLETE", 0.3), (4, "COMPLETE", 0.4)]
+    for number, state, at_rung in rows:
+        place = {"index": 0, "epoch": 1.0, "phase": "task", "step": 1, "images": 9, "rung": 0.5, "rung_epoch": 1.0}
+        row = trial(number, "dfkt", state, None if state == "PRUNED" else 0.5 + number / 10)
+        store.save_trial("dfkt", row, [place | {"val_accuracy": at_rung}])
+    page = study_page(read_study(tmp_path / "made"))
+
+    assert cells(page, "early stopping:") == [
+        ["arm", "rung", "trials there", "stopped", "ran through", "rank"],
+        ["dfkt", "0.5", "5", "1", "4", "1.00"],
+    ]
+    assert "rank: Spearman's rank correlation" in page.replace("\n", " ")
+    assert "early stopping" not in study_page(study(tmp_path / "none", SCRATCH, OURS))
+
+
+def test_a_small_val_split_is_said_to_be_small(tmp_path: Path) -> None:
+    page = study_page(study(tmp_path, SCRATCH, OURS))  # 10 images, the best trial at 70 %
+    assert "val is small: of 10 images, 70.0 % are known to ±14.5 points (standard error)." in page
+    large = study_page(study(tmp_path / "large", SCRATCH, OURS, data={"title": "Blobs", "train": 90, "val": 10_000}))
+    unsearched = study_page(study(tmp_path / "plain", SCRATCH, KD))
+    assert "val is small" not in large + unsearched
+
+
+def test_confirmed_trials_stand_first_with_what_the_other_seed_gave(tmp_path: Path) -> None:
+    store = write_study(tmp_path / "made", [OURS])  # trials 0 and 1 at 50 and 70 %
+    assert "again %" not in study_page(read_study(tmp_path / "made"))
+    for number, accuracy in ((0, 0.8), (1, 0.4)):
+        store.save("confirmation", "dfkt", trial(number, "dfkt", "COMPLETE", accuracy))
+    page = study_page(read_study(tmp_path / "made"))
+
+    head, first, second = cells(page, "dfkt: 2 trials: 2 complete")
+    assert head[:3] == ["trial", "val %", "again %"]
+    assert (first[:3], second[:3]) == (["0", "50.00", "80.00"], ["1", "70.00", "40.00"])
+    assert "again %: val accuracy of the same settings with another seed" in page.replace("\n", " ")

@@ -72,3 +72,18 @@ def test_the_best_come_first_and_the_earlier_where_equal(tmp_path: Path) -> None
     assert best_trials(trials, 10).number.tolist() == [7, 2, 5, 0]
     assert best_trials(trials[::-1], 2).number.tolist() == [7, 2]
     assert best_trials(trials.head(0), 2).empty
+
+
+def test_confirmed_trials_count_by_the_mean_of_both_seeds_and_stand_first() -> None:
+    trials = pd.DataFrame([trial(0, 0.5), trial(1, 0.9), trial(2, 0.8), trial(3, 0.7), trial(4, None, "PRUNED")])
+    again = pd.DataFrame([trial(1, 0.4), trial(2, 0.6), trial(3, None, "FAIL")])
+    best = best_trials(trials, 9, again)
+
+    assert list(best.number) == [2, 1, 3, 0]  # (0.8 + 0.6) / 2, (0.9 + 0.4) / 2, then those without a second seed
+    assert best.again.tolist()[:2] == [0.6, 0.4]
+    assert best.again.isna().tolist() == [False, False, True, True]
+    assert list(best_trials(trials, 1).number) == [1]
+    arms = pd.concat([trials.assign(arm="a"), trials.assign(arm="b")])
+    both = best_trials(arms, 2, again.assign(arm="b"))
+    assert list(zip(both.arm, both.number, strict=True)) == [("b", 2), ("b", 1)]
+    assert list(best_trials(trials, 1, again.iloc[:0]).number) == [1]

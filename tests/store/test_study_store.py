@@ -29,7 +29,7 @@ from dfkt.store.study_store import STUDY_NAMES, StudyStore, claim, clear, hold, 
 
 PARAMS: dict[str, type] = {"pattern": str, "weight": float, "rounds": int, "freeze": bool}
 LOSSES = ["task", "flow"]
-TABLES = ("trials", "epochs", "finals", "final_epochs")
+TABLES = ("trials", "epochs", "confirmations", "confirmation_epochs", "finals", "final_epochs")
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=datetime.UTC)
 
 
@@ -232,6 +232,7 @@ def test_a_study_has_the_name_of_its_configuration_wherever_it_lies(store: Study
 def test_an_empty_study_has_the_columns_and_types_of_a_full_one(store: StudyStore, place: Path) -> None:
     empty = read_study(place)
     store.save_trial("a", complete(0, started=NOW), records(round=1))
+    store.save("confirmation", "a", complete(0), records())
     store.save_final("a", complete(0), records())
     full = read_study(place)
     for name in TABLES:
@@ -412,7 +413,7 @@ def test_a_study_is_the_same_wherever_it_lies(folder: Storage) -> None:
     StudyStore.open(folder).save_final("b", complete(0, param_temperature=4.0), records(2))
     study = read_study(folder)
     assert study.name == "study"
-    assert [len(getattr(study, name)) for name in TABLES] == [1, 3, 1, 2]
+    assert [len(getattr(study, name)) for name in TABLES] == [1, 3, 0, 0, 1, 2]
     assert [row["param_temperature"] for row in store.trial_rows("a") + store.final_rows("b")] == [None, 4]
 
 
@@ -601,9 +602,9 @@ def test_what_came_between_the_claim_and_the_lock_is_seen(tmp_path: Path, monkey
 def fill(storage: Storage) -> None:
     """Write all that a study writes, and beside it what it does not."""
     store = StudyStore.create(storage, PARAMS, LOSSES, {})
-    for save in (store.save_trial, store.save_final):
-        save("a", complete(0), records())
-    for name in ("teacher.pt", "optuna.journal", "optuna.journal.lock", "keep"):
+    for kind in ("trial", "confirmation", "final"):
+        store.save(kind, "a", complete(0), records())
+    for name in ("teacher.pt", "optuna.journal", "optuna.journal.lock", "errors.txt", "keep"):
         storage.write(name, b"")
     for name in ("students", "runs", "ray", "plots"):
         storage.sub(name, "below").write("file", b"")

@@ -37,7 +37,7 @@ Judge = Callable[[Run], float]
 def toy(name: str = "toy", *arms: ArmConfig, **settings: Any) -> StudyConfig:
     """Return a study of three epochs; without arms, of scratch and a search of two trials of DFKT."""
     usual: dict[str, Any] = {"student": NetworkConfig(name="resnet8"), "train": TrainConfig(epochs=3, batch_size=32)}
-    usual |= {"arms": arms or (arm("scratch"), arm("dfkt", 2)), "seeds": 2, "early_stopping": False}
+    usual |= {"arms": arms or (arm("scratch"), arm("dfkt", 2)), "seeds": 2, "early_stopping": False, "confirm": 0}
     return StudyConfig(name=name, **usual | settings)
 
 
@@ -244,7 +244,8 @@ class Played:
 
 def told(run: Run) -> str:
     """Return what a run is, in a few words."""
-    return f"{run.arm} seed {run.job.config.train.seed}" if run.final else f"{run.arm} trial {run.number}"
+    again = " again" if run.kind == "confirmation" else ""
+    return f"{run.arm} seed {run.job.config.train.seed}" if run.final else f"{run.arm} trial {run.number}{again}"
 
 
 def ended(run: Played, arm_name: str, number: int, *, final: bool = False) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dfkt.study.driver import Run
 from dfkt.study.opening import check_store, open_store
 from dfkt.study.queue import OpenStudy, Queue
 
-TABLES = ("trials", "epochs", "finals", "final_epochs")
+TABLES = ("trials", "epochs", "confirmations", "finals", "final_epochs")
 SEARCHED = arm("dfkt", 2)
 
 
@@ -374,3 +374,72 @@ def test_with_fewer_trials_than_there_are_nothing_is_undone(tmp_path: Path) -> N
     assert same(before.trials, again.study().trials)
     assert same(before.finals, again.study().finals)
     assert about(again, "scratch")["present"] == [0]
+
+
+def rated(run: Run) -> float:
+    """Later trials look better in the search; by another seed trial 2 is best."""
+    if run.kind == "confirmation":
+        return {2: 0.9, 3: 0.3, 4: 0.4}[run.number]
+    return 0.5 + run.number / 100
+
+
+def test_the_best_trials_are_trained_again_with_another_seed_and_the_winner_is_chosen_by_both(tmp_path: Path) -> None:
+    run = Played(tmp_path, toy("s", arm("scratch", 5), seeds=1, confirm=3), judge=rated)
+    assert run.queue.total == 5 + 3 + 1
+    run.run(slots=3)
+
+    assert run.told()[5:] == [
+        "scratch trial 4 again",
+        "scratch trial 3 again",
+        "scratch trial 2 again",
+        "scratch seed 1",
+    ]
+    again = run.study().confirmations
+    assert list(again.number) == [2, 3, 4]
+    assert set(again.seed) == {1_000_000}
+    assert list(again.last_val_accuracy) == pytest.approx([0.9, 0.3, 0.4])
+    assert again.param_rate.tolist() == run.study().trials.param_rate[2:].tolist()
+    assert not set(again.key) & set(run.study().trials.key)
+    assert run.store().meta["arms"]["scratch"]["best"]["trial"] == 2
+    assert run.study().finals.settings.tolist() == [run.study().trials.settings[2]]
+    assert any(line.startswith("[6/9] scratch trial 4 again: val 40.00 %") for line in run.lines)
+
+
+def test_confirmations_are_not_done_twice_and_only_for_those_that_a_longer_search_brings(tmp_path: Path) -> None:
+    def by_number(run: Run) -> float:
+        return 0.5 + run.number / 100
+
+    config = toy("s", arm("scratch", 4), seeds=1, confirm=2)
+    Played(tmp_path, config, judge=by_number).run(limit=5)  # one confirmation of two
+    second = Played(tmp_path, config, judge=by_number).run()
+    assert second.told() == ["scratch trial 2 again", "scratch seed 1"]
+    longer = Played(tmp_path, toy("s", arm("scratch", 5), seeds=1, confirm=2), judge=by_number).run()
+    assert longer.told() == ["scratch trial 4", "scratch trial 4 again", "scratch seed 1"]
+    assert Played(tmp_path, toy("s", arm("scratch", 5), seeds=1, confirm=2), judge=by_number).run().told() == []
+
+
+def test_a_single_complete_trial_is_not_confirmed(tmp_path: Path) -> None:
+    assert Played(tmp_path, toy("s", arm("scratch", 1), seeds=1, confirm=3)).run().told() == [
+        "scratch trial 0",
+        "scratch seed 1",
+    ]
+
+
+def test_a_confirmation_that_failed_leaves_its_trial_behind_those_that_held(tmp_path: Path) -> None:
+    run = Played(tmp_path, toy("s", arm("scratch", 2), seeds=1, confirm=2), judge=lambda run: 0.5 + run.number / 10)
+    for _ in range(2):
+        run.end(run.ask())
+    run.fail(run.ask())  # trial 1, the better one
+    run.run()
+    assert run.store().meta["arms"]["scratch"]["best"]["trial"] == 0
+    assert run.queue.failures == 1
+
+
+def test_what_a_confirmation_reports_is_not_told_to_optuna_and_never_stops_it(tmp_path: Path) -> None:
+    config = toy(
+        "s", arm("scratch", 3), seeds=1, confirm=2, early_stopping=True, rungs=(1 / 3,), least_epochs=0.0, spared=1.0
+    )
+    run = Played(tmp_path, config, judge=lambda run: 0.1 if run.kind == "confirmation" else 0.9 - run.number / 10).run()
+    assert list(run.study().confirmations.state) == ["COMPLETE"] * 2
+    values = [trial.value for trial in run.queue.arms[run.store().storage.path, "scratch"].search.optuna.trials]
+    assert values == pytest.approx([0.9, 0.8, 0.7])
