@@ -104,13 +104,13 @@ class StudyConfig:
     """Final runs of every arm: seeds 1, 2, …, the same in all."""
     early_stopping: bool = True
     """Trials that are behind the others of their arm at a rung end there (:mod:`dfkt.study.stopping`)."""
-    rungs: tuple[float, ...] = (0.5,)
+    rungs: tuple[float, ...] = (0.3, 0.6)
     """Shares of a trial's task stage at which it is held against the others."""
-    least_epochs: float = 3.0
+    least_epochs: float = 2.0
     """No trial ends before so many epochs of its task stage; an arm whose method has no rung then is not stopped at all."""
     reduction_factor: int = 3
     """The best 1/reduction_factor of those that have passed a rung go on."""
-    spared: float = 0.2
+    spared: float = 0.1
     """Share of the trials that never end early: they show how well rungs predict the end."""
     confirm: int = field(default=3, metadata=NO_KEY)
     """So many of a search's best trials are trained again with another seed, and the winner is chosen by the mean of both."""
@@ -150,7 +150,7 @@ class StudyConfig:
         return tuple(r for r in self.rungs if self.early_stopping and r * epochs >= self.least_epochs - 1e-9)
 
     def is_spared(self, number: int) -> bool:
-        """Whether a trial never ends early: with a fifth of them trials 4, 9, 14, …, none of the first, which are no samples."""
+        """Whether a trial never ends early: with a tenth of them trials 9, 19, 29, …, none of the first, which are no samples."""
         return math.floor((number + 1) * self.spared + 1e-9) > math.floor(number * self.spared + 1e-9)
 
     @property

@@ -83,7 +83,7 @@ def test_confirmed_trials_count_by_the_mean_of_both_seeds_and_stand_first() -> N
     assert best.again.tolist()[:2] == [0.6, 0.4]
     assert best.again.isna().tolist() == [False, False, True, True]
     assert list(best_trials(trials, 1).number) == [1]
-    arms = pd.concat([trials.assign(arm="a"), trials.assign(arm="b")])
+    arms = pd.concat([trials.assign(arm="a"), trials.assign(arm="b")], ignore_index=True)
     both = best_trials(arms, 2, again.assign(arm="b"))
     assert list(zip(both.arm, both.number, strict=True)) == [("b", 2), ("b", 1)]
     assert list(best_trials(trials, 1, again.iloc[:0]).number) == [1]
