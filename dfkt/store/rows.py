@@ -59,5 +59,5 @@ def best_trials(trials: pd.DataFrame, count: int, confirmations: pd.DataFrame | 
     found = found.assign(again=pd.Series(known, found.index, dtype="float64"))
     value = (found.last_val_accuracy + found.again.fillna(found.last_val_accuracy)) / 2
     ranked = found.assign(confirmed=found.again.notna(), value=value)
-    order = ranked.sort_values(["confirmed", "value", "number"], ascending=[False, False, True]).index
-    return found.loc[order].head(count)
+    ranked = ranked.sort_values(["confirmed", "value", "number"], ascending=[False, False, True])
+    return ranked.drop(columns=["confirmed", "value"]).head(count)

@@ -29,8 +29,8 @@ def trial(number: int, accuracy: float | None = None, state: str = "COMPLETE") -
 
 def test_parameters_are_plain_values_without_those_that_a_condition_left_out(tmp_path: Path) -> None:
     made = store(tmp_path)
-    made.save_trial("dfkt", trial(0) | {f"param_{name}": value for name, value in PARAMS.items()})
-    for row in (read_study(tmp_path).trials.iloc[0], made.trial_rows("dfkt")[0]):
+    made.save("trial", "dfkt", trial(0) | {f"param_{name}": value for name, value in PARAMS.items()})
+    for row in (read_study(tmp_path).trials.iloc[0], made.rows("trial", "dfkt")[0]):
         params = trial_params(row)
         assert params == PARAMS
         assert {type(value) for value in params.values()} == {str, float, int, bool}
@@ -44,8 +44,8 @@ def test_numpy_scalars_become_plain_values() -> None:
 
 def test_settings_come_back_as_they_were_saved(tmp_path: Path) -> None:
     made = store(tmp_path)
-    made.save_trial("dfkt", trial(0) | {"settings": json.dumps(SETTINGS)})
-    assert row_settings(read_study(tmp_path).trials.iloc[0]) == row_settings(made.trial_rows("dfkt")[0]) == SETTINGS
+    made.save("trial", "dfkt", trial(0) | {"settings": json.dumps(SETTINGS)})
+    assert row_settings(read_study(tmp_path).trials.iloc[0]) == row_settings(made.rows("trial", "dfkt")[0]) == SETTINGS
 
 
 @pytest.mark.parametrize("text", [None, math.nan, pd.NA, "", "{", "[1]", "null"])
@@ -67,7 +67,7 @@ def test_the_best_come_first_and_the_earlier_where_equal(tmp_path: Path) -> None
         trial(7, 0.9),
     ]
     for row in rows[::-1]:
-        made.save_trial("dfkt", row)
+        made.save("trial", "dfkt", row)
     trials = read_study(tmp_path).trials
     assert best_trials(trials, 10).number.tolist() == [7, 2, 5, 0]
     assert best_trials(trials[::-1], 2).number.tolist() == [7, 2]
