@@ -45,21 +45,21 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40)
     trials = parser.parse_args().trials
     arm = ArmConfig(name="dfkt", method=Dfkt(), trials=trials)
-    config = StudyConfig(name="overhead", arms=(arm,), seeds=1)
+    config = StudyConfig(name="overhead", arms=(arm,), seeds=1, confirm=0)
     saved: list[float] = []
     finished: list[float] = []
     workers = Workers(gpus=0)
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(config, Storage(folder).sub("study"), {"title": "none"}, TAPS)
-        save = store.save_trial
-        store.save_trial = lambda *args: _timed(saved, save, *args)  # type: ignore[method-assign]
+        save = store.save
+        store.save = lambda *args: _timed(saved, save, *args)  # type: ignore[method-assign]
         began = time.perf_counter()
         with cluster(None):
             ready = time.perf_counter()
             lanes = min(count_groups(workers, nodes()), trials)
             queue = Queue([OpenStudy(config, store, Placement(), TAPS)])
             run_queue(queue, idle, workers, max_failures=0, log=lambda line: finished.append(time.perf_counter()))
-        assert len(StudyStore.open(store.storage).trial_rows("dfkt")) == trials
+        assert len(StudyStore.open(store.storage).rows("trial", "dfkt")) == trials
     finished = finished[1:-1]  # the first line is the queue's own, the last the final run's
     each = (finished[-1] - finished[lanes - 1]) / max(len(finished) - lanes, 1) * lanes
     print(f"{'starting Ray':<40}{ready - began:8.2f} s")

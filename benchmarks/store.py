@@ -53,7 +53,7 @@ def main() -> None:
         for k in range(trials):
             row, epochs = trial_row(k // options.arms), epoch_records()
             start = time.perf_counter()
-            store.save_trial(f"arm-{k % options.arms}", row, epochs)
+            store.save("trial", f"arm-{k % options.arms}", row, epochs)
             millis.append(1000 * (time.perf_counter() - start))
         start = time.perf_counter()
         study = read_study(folder)

@@ -70,9 +70,9 @@ def write_study(folder: Path, arms: Sequence[Arm], name: str = "blobs", epochs: 
     store = StudyStore.create(Storage(folder), {"rate": float, "pattern": str}, ["task", "flow"], said | meta)
     for arm in arms:
         for number, (state, accuracy) in enumerate(arm.trials):
-            store.save_trial(arm.name, trial(number, arm.kind, state, accuracy))
+            store.save("trial", arm.name, trial(number, arm.kind, state, accuracy))
         for number, (seed, test) in enumerate(arm.tests.items()):
-            store.save_final(arm.name, *final(number, arm.kind, seed, test, arm.curve))
+            store.save("final", arm.name, *final(number, arm.kind, seed, test, arm.curve))
     return store
 
 

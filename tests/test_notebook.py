@@ -80,7 +80,7 @@ def search(store: StudyStore, arm: str, count: int, backend: Any, stopping: bool
         accuracy = 0.9 - abs(method.rate - 0.1) + 0.01 * (number % 3)
         made = [] if state == "FAIL" else records(arm, accuracy, 9 if state == "COMPLETE" else 4)
         found = row(method, number, state, 0, made) | {"settings": json.dumps(to_dict(method))}
-        store.save_trial(arm, found | {f"param_{name}": value for name, value in draw.params.items()}, made)
+        store.save("trial", arm, found | {f"param_{name}": value for name, value in draw.params.items()}, made)
         study.tell(trial, accuracy if state == "COMPLETE" else None, optuna.trial.TrialState[state])
 
 
@@ -102,7 +102,7 @@ def make_study(folder: Path, trials: Mapping[str, int], *, seeds: int = 2, stopp
         for seed in range(1, seeds + 1):
             made = records(arm, 0.8, 9)
             found = row(methods[arm], seed - 1, "COMPLETE", seed, made)
-            store.save_final(arm, found | {"test_accuracy": 0.8 + 0.01 * seed}, made)
+            store.save("final", arm, found | {"test_accuracy": 0.8 + 0.01 * seed}, made)
     return folder
 
 

@@ -67,7 +67,7 @@ def study_page(source: Study | Figures, best: int | None = None) -> str:
     pages = []
     for setting, about in source.about["settings"].items():
         trials = source.trials[source.trials.setting == setting]
-        pages.append(_page(source, setting, trials, trials_text(trials, about["searched"], best)))
+        pages.append(_page(source, setting, trials, trials_text(trials, about["searched"], best), pd.DataFrame()))
     return "\n\n\n".join(pages)
 
 
@@ -114,17 +114,15 @@ def describe_settings(row: Mapping[str, Any]) -> str:
 
 
 def _study_page(setting: str, study: Study, best: int | None) -> str:
-    searched = setting_about(figures := study_figures({setting: study}), setting)["searched"]
-    text = trials_text(study.trials, searched, best, study.confirmations)
+    figures = study_figures({setting: study})
+    text = trials_text(study.trials, setting_about(figures, setting)["searched"], best, study.confirmations)
     return _page(figures, setting, study.trials, text, rung_cells(rung_table(study.trials, study.epochs)))
 
 
-def _page(
-    figures: Figures, setting: str, trials: pd.DataFrame, searched: str, rungs: pd.DataFrame | None = None
-) -> str:
+def _page(figures: Figures, setting: str, trials: pd.DataFrame, searched: str, rungs: pd.DataFrame) -> str:
     about, runs = setting_about(figures, setting), figures.runs[figures.runs.setting == setting]
     lines = [f"{setting}: {words.describe_data(about)}", "", searched, ""]
-    if rungs is not None and len(rungs):
+    if len(rungs):
         lines += [f"early stopping:\n{text_table(rungs)}", ""]
     lines += words.search_notes(about, trials)
     if about["teacher"].get("val_accuracy") is not None:
@@ -137,7 +135,7 @@ def _page(
     if not tables:
         return "\n".join([*lines, "", "no final run is complete" if len(runs) else "no final runs yet"])
     lines += [f"\n{title}\n{text_table(cells)}" for title, cells in tables.items()]
-    names = [str(name) for cells in (*tables.values(), *([] if rungs is None else [rungs])) for name in cells]
+    names = [str(name) for cells in (*tables.values(), rungs) for name in cells]
     notes = column_notes([*names, *(["again %"] if "again %" in searched else [])])
     return "\n".join([*lines, "", notes, *verdict(figures, setting)])
 

@@ -21,16 +21,19 @@ COLUMN_NOTES = {
     "may hold zero where p is below 0.05. Both cover the seeds, not the choice of settings by one search",
     "less": "points of test accuracy by which the row's arm is ahead of the column's, * where p is below 0.05, ** below 0.01, "
     "corrected for the number of pairs by Holm's procedure",
-    "again %": "val accuracy of the same settings with another seed: the winner is chosen by the mean of both",
-    "rung": "share of a trial's task stage at which it was held against the others of its arm",
-    "rank": "Spearman's rank correlation between val at the rung and at the end, over the trials that ran to their end. Those "
-    "are the better ones, and those that are never stopped; over all trials it would be higher",
     "steps": "until the mean val accuracy over seeds, smoothed to rise (isotonic regression), crosses what scratch's ends with; "
     "linear between epochs, flow and hint stages counted in, never if not within the run",
     "of scratch's steps": "over scratch's own, with a 95 % bootstrap interval over seeds that draws scratch and the level along, "
     "not corrected for the number of arms",
 }
 """What the columns mean that do not say it themselves; ``ahead by`` stands behind an arm's name."""
+SEARCH_NOTES = {
+    "again %": "val accuracy of the same settings with another seed: the winner is chosen by the mean of both",
+    "rung": "share of a trial's task stage at which it was held against the others of its arm",
+    "rank": "Spearman's rank correlation between val at the rung and at the end, over the trials that ran to their end. Those "
+    "are the better ones, and those that are never stopped; over all trials it is usually higher",
+}
+"""The same of a search's tables."""
 _NEVER = "never"
 
 
@@ -87,7 +90,7 @@ def rung_cells(table: pd.DataFrame) -> pd.DataFrame:
 def column_notes(columns: Iterable[str]) -> str:
     """Return what those of some columns mean that do not say it themselves, as lines of at most 118 characters."""
     known = {"ahead by" if column.endswith(" ahead by") else column for column in columns}
-    notes = [f"{name}: {note}." for name, note in COLUMN_NOTES.items() if name in known]
+    notes = [f"{name}: {note}." for name, note in (COLUMN_NOTES | SEARCH_NOTES).items() if name in known]
     return textwrap.fill(" ".join(notes), 118)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from dfkt.cli.main import EXIT_FAILED, say
 from dfkt.cli.options import (
@@ -28,7 +27,6 @@ from dfkt.cli.options import (
 )
 from dfkt.cli.settings import add_settings, with_settings
 from dfkt.config import Placement, from_dict, to_dict
-from dfkt.data.image_set import ImageSet
 from dfkt.errors import StudyError
 from dfkt.methods.registry import METHODS, find_method
 from dfkt.store.files import Storage
@@ -41,7 +39,6 @@ from dfkt.training.optim import network_dtype
 from dfkt.training.progress import ProgressLine, place
 from dfkt.training.run import STUDENT_FILE, Job, Payload, build_student, check_run, images_for, run_job, test_images_for
 from dfkt.training.state import STATE_FILE, load_state, load_weights
-from dfkt.training.students import keep_student
 from dfkt.training.teacher import WEIGHTS_FILE, find_teacher
 
 HELP = "train one student, no search"
@@ -195,7 +192,7 @@ def run_distill(
             if teacher is not None and not storage.exists(WEIGHTS_FILE) and (weights := teacher.read(WEIGHTS_FILE)):
                 storage.write(WEIGHTS_FILE, weights)
             find_teacher(config.teacher, data, placement, log, storage)
-        payload = _train(Job(config, placement, storage.path, storage.path, test=test), storage)
+        payload = _train(Job(config, placement, storage.path, storage.path, test=test, keep=True), storage)
     if "failure" in payload:
         log(f"failed: {payload['failure']}")
     else:
@@ -227,9 +224,6 @@ def _train(job: Job, storage: Storage) -> Payload:
 
     run_job(job, report)
     line.clear()
-    if not job.test and (state := load_state(storage)) is not None:
-        data = images_for(job.config.data, job.placement)
-        keep_student(storage, job.config.student, _student(job, data, state["student"]), data)
     last["records"] = [records[index] for index in sorted(records)]
     storage.write(RESULT_FILE, json.dumps(last).encode())
     return last
@@ -239,18 +233,12 @@ def _test(job: Job, storage: Storage) -> Payload:
     """Open the test split for a student that was kept without it."""
     config, data = job.config, images_for(job.config.data, job.placement)
     torch.set_num_threads(job.placement.threads)
-    network = _student(job, data, load_state(storage, STUDENT_FILE) or {})
-    accuracy, loss = evaluate(network, data, test_images_for(config.data, job.placement), config.train.precision)
-    return {"test_accuracy": accuracy, "test_loss": loss}
-
-
-def _student(job: Job, data: ImageSet, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Return a run's student with the weights that it ended with."""
-    config = job.config
     network = build_student(config.student, data, seed=0, tapped=False).network
     network = network.to(network_dtype(config.train.precision))
+    weights = load_state(storage, STUDENT_FILE) or {}
     load_weights(network, weights, f"{job.storage}/{STUDENT_FILE}", config.student.name)
-    return network
+    accuracy, loss = evaluate(network, data, test_images_for(config.data, job.placement), config.train.precision)
+    return {"test_accuracy": accuracy, "test_loss": loss}
 
 
 def _check_free(config: RunConfig, storage: Storage) -> None:

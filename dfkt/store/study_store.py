@@ -179,11 +179,12 @@ class StudyStore:
             self._write(self.meta | wider)
         self._settle()
 
-    def save_trial(self, arm: str, row: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Save a trial in place of what was saved under its arm and number.
+    def save(self, kind: str, arm: str, row: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Save a run in place of what was saved under its kind, arm and number.
 
         Args:
-            arm: Whose trial it is.
+            kind: ``trial``, ``confirmation``, which has its trial's number, or ``final``; each is numbered for itself.
+            arm: Whose run it is.
             row: ``number``, ``state`` and whatever else was measured; columns left out are null.
             epochs: All its epoch records, each with its ``index``. Without any, those saved before stay.
 
@@ -191,28 +192,12 @@ class StudyStore:
             StudyError: If a column is unknown, a value has another type than its column, two records share an index,
                 or the arm has a name that cannot be a folder's.
         """
-        self.save("trial", arm, row, epochs)
-
-    def save(self, kind: str, arm: str, row: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Save a run of a kind, ``trial``, ``confirmation`` or ``final``, as :meth:`save_trial` saves a trial."""
         self._settle()
         self._runs[kind].save(arm, row, epochs)
 
     def rows(self, kind: str, arm: str) -> list[dict[str, Any]]:
         """Return an arm's saved runs of a kind, by number; what is null is ``None``."""
         return cast(list[dict[str, Any]], self._runs[kind].rows.read(arm).to_pylist())
-
-    def save_final(self, arm: str, row: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Save a final run, as :meth:`save_trial` saves a trial; final runs are numbered for themselves."""
-        self.save("final", arm, row, epochs)
-
-    def trial_rows(self, arm: str) -> list[dict[str, Any]]:
-        """Return an arm's saved trials, by number; what is null is ``None``."""
-        return self.rows("trial", arm)
-
-    def final_rows(self, arm: str) -> list[dict[str, Any]]:
-        """Return an arm's saved final runs, by number."""
-        return self.rows("final", arm)
 
     def trial_epochs(self, arm: str, number: int) -> list[dict[str, Any]]:
         """Return a trial's epoch records, by index."""

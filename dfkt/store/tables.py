@@ -190,7 +190,7 @@ class RunTables:
         """Save a run in place of what was saved under its number, the epochs first; without any, the old ones stay.
 
         Raises:
-            StudyError: As :meth:`dfkt.store.study_store.StudyStore.save_trial` says.
+            StudyError: As :meth:`dfkt.store.study_store.StudyStore.save` says.
         """
         new_row = to_table(self.rows.schema, [row])  # refuses a wrong row before its epochs are written
         number = int(row["number"])

@@ -163,7 +163,7 @@ def is_over(configs: Sequence[StudyConfig], folders: Sequence[Storage], taps: Se
     ]
     for study in studies:
         for arm in study.config.arms:  # a search that is not over would open Optuna's journal
-            ended = sum(row["state"] != "RUNNING" for row in study.store.trial_rows(arm.name))
+            ended = sum(row["state"] != "RUNNING" for row in study.store.rows("trial", arm.name))
             if ended < arm.trials:
                 return False
     return Queue(studies, log=lambda line: None).over

@@ -63,7 +63,7 @@ class OpenStudy:
         """Return what runs a configuration in a folder below the study's."""
         storage = self.store.storage
         teacher = storage.path if config.method.taught else None
-        return Job(config, self.placement, storage.sub(*folder).path, teacher, test, rungs)
+        return Job(config, self.placement, storage.sub(*folder).path, teacher, test, rungs=rungs)
 
 
 class Arm:
@@ -78,13 +78,11 @@ class Arm:
 
     def __init__(self, study: OpenStudy, config: ArmConfig, parent: Arm | None, log: Log) -> None:
         self.study, self.config, self.parent, self.log = study, config, parent, log
-        rows = study.store.trial_rows(config.name)
+        found: dict[Kind, list[dict[str, Any]]] = {kind: study.store.rows(kind, config.name) for kind in get_args(Kind)}
         self.interrupted: dict[tuple[Kind, int], dict[str, Any]] = {
-            (kind, row["number"]): row
-            for kind in get_args(Kind)
-            for row in study.store.rows(kind, config.name)
-            if row["state"] == "RUNNING"
+            (kind, row["number"]): row for kind, rows in found.items() for row in rows if row["state"] == "RUNNING"
         }
+        rows = found["trial"]
         self.done_before = sum(row["state"] != "RUNNING" for row in rows)
         self.trials_left = max(config.trials - self.done_before, 0)
         self.search: ArmSearch | None = None
@@ -165,16 +163,16 @@ class Arm:
         best = self._best(study.config.confirm) if self.config.trials else pd.DataFrame()
         known = {row["number"] for row in study.store.rows("confirmation", name) if row["state"] != "RUNNING"}
         for _, row in best.iterrows() if len(best) > 1 else ():
-            number, method = int(row.number), Method.from_json(row_settings(row))
-            run = study.config.run(self.config, method, study.config.train.seed + CONFIRMING_SEED)
-            if number not in known:
+            if (number := int(row.number)) not in known:
+                method = Method.from_json(row_settings(row))
+                run = study.config.run(self.config, method, study.config.train.seed + CONFIRMING_SEED)
                 job = study.job(run, "runs", f"{name}-{number:05d}-again")
                 yield Run(study.store.storage.path, name, number, "confirmation", trial_params(row), job)
 
     def _best(self, count: int, *, confirmed: bool = False) -> pd.DataFrame:
         store, name = self.study.store, self.config.name
         again = pd.DataFrame(store.rows("confirmation", name)) if confirmed else None
-        return best_trials(pd.DataFrame(store.trial_rows(name)), count, again)
+        return best_trials(pd.DataFrame(store.rows("trial", name)), count, again)
 
     def _plan_finals(self) -> Iterator[Run]:
         """Yield the final runs that are still to be done, numbered for good: one that was listed before keeps its number."""
@@ -188,11 +186,9 @@ class Arm:
         listed += [run.key for run in runs if run.key not in listed]
         numbers = [listed.index(run.key) for run in runs]
         self.study.note(name, finals=listed, present=numbers, skipped=None)
-        rows = {row["number"]: row for row in store.trial_rows(name)}
-        number = (store.meta["arms"][name].get("best") or {}).get("trial")
-        drawn = {} if number is None else rows[number]
-        params = {n.removeprefix("param_"): v for n, v in drawn.items() if n.startswith("param_") and v is not None}
-        known = {row["number"] for row in store.final_rows(name) if row["state"] != "RUNNING"}
+        best = (store.meta["arms"][name].get("best") or {}).get("trial")
+        params = {} if best is None else trial_params({row["number"]: row for row in store.rows("trial", name)}[best])
+        known = {row["number"] for row in store.rows("final", name) if row["state"] != "RUNNING"}
         for number, run in zip(numbers, runs, strict=True):
             if number not in known:
                 job = self.study.job(run, "students", f"{name}-seed{run.train.seed}", test=True)

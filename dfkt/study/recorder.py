@@ -116,7 +116,7 @@ class Recorder(tune.Callback):
             self._give_up(run, payload["failure"], payload["traceback"])
         elif "failure" in payload:
             self._end(run, "FAIL", payload["failure"] or "it could not go on, and did not say why")
-        elif run.final and not payload.get("complete"):
+        elif run.kind != "trial" and not payload.get("complete"):
             self._give_up(run, "it ended before its last report", "")
         else:
             self._end(run, "COMPLETE" if payload.get("complete") else "PRUNED", None)

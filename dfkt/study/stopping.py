@@ -67,7 +67,7 @@ class Stopping(FIFOScheduler):
         for key, arm in queue.arms.items():
             store, name = arm.study.store, arm.config.name
             if arm.study.config.early_stopping and arm.trials_left:
-                rows = [row for row in store.trial_rows(name) if row["state"] != "RUNNING"]
+                rows = [row for row in store.rows("trial", name) if row["state"] != "RUNNING"]
                 found[key] = Rungs(arm.study.config, ((row, store.trial_epochs(name, row["number"])) for row in rows))
         return cls(found)
 

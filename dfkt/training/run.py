@@ -50,7 +50,8 @@ class Job:
         placement: Where things lie, and what the run is given: device and threads.
         storage: Folder of its checkpoint, readable by every process that may run it.
         teacher: Folder with the teacher's weights; ``None`` where the method reads none.
-        test: Open the test split when training is over, and keep the student beside the checkpoint.
+        test: Open the test split when training is over; the student is then kept beside the checkpoint.
+        keep: Keep the student there without opening it.
         rungs: Shares of the last stage at which the student is looked at besides, and reported.
     """
 
@@ -59,6 +60,7 @@ class Job:
     storage: str
     teacher: str | None
     test: bool = False
+    keep: bool = False
     rungs: tuple[float, ...] = ()
 
 
@@ -259,6 +261,8 @@ def _train(job: Job, training: Training, history: list[Record], clock: _Clock, r
         else:
             history.append(record)
     last = _payload(history, min(reported, len(history) - 1), training) | {"complete": True}
+    if (job.keep or job.test) and training.group.rank == 0:
+        keep_student(storage, job.config.student, training.student.network, training.data)
     if job.test:
         last |= _test(job, training)
     report(last | clock.read())
@@ -282,10 +286,7 @@ def _payload(history: list[Record], reported: int, training: Training) -> Payloa
 
 
 def _test(job: Job, training: Training) -> Payload:
-    """Keep the student, and open the test split: once, for a run that is over."""
-    network = training.student.network
-    if training.group.rank == 0:
-        keep_student(Storage(job.storage), job.config.student, network, training.data)
-    split = test_images_for(job.config.data, job.placement)
+    """Open the test split: once, for a run that is over."""
+    network, split = training.student.network, test_images_for(job.config.data, job.placement)
     accuracy, loss = evaluate(network, training.data, split, job.config.train.precision, training.group)
     return {"test_accuracy": accuracy, "test_loss": loss}

@@ -73,7 +73,7 @@ def whole(tmp_path: Path) -> Path:
         ("kd", Kd(weight=0.4), 1, None),
     ):
         row = trial(number, method.name, "COMPLETE" if accuracy else "FAIL", accuracy)
-        store.save_trial(arm, {n: v for n, v in row.items() if not n.startswith("param_")} | settings(method))
+        store.save("trial", arm, {n: v for n, v in row.items() if not n.startswith("param_")} | settings(method))
     return tmp_path / "whole"
 
 
@@ -206,7 +206,7 @@ def searched(tmp_path: Path) -> Iterator[dict[str, Any]]:
     started = datetime.now(UTC)
     run_job(job, lambda payload: records.extend(payload["records"]))
     row = {"number": 0, "state": "COMPLETE", "started": started, "last_val_accuracy": records[-1]["val_accuracy"]}
-    store.save_trial("kd", row | settings(method))
+    store.save("trial", "kd", row | settings(method))
     open_store(config, storage, about, taps, placement=to_dict(replace(placement, threads=1)))  # a later session
     yield records[-1]
     torch.set_num_threads(1)

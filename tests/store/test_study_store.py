@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,30 +54,30 @@ def complete(number: int, **values: Any) -> dict[str, Any]:
 
 def test_a_row_comes_back_as_it_was_saved(store: StudyStore, place: Path) -> None:
     row = complete(0, seed=3, started=NOW, ended=NOW, param_weight=1.5, param_rounds=2, param_freeze=True, workers=2)
-    store.save_trial("a", row, records())
-    saved = StudyStore.open(Storage(place)).trial_rows("a")[0]
+    store.save("trial", "a", row, records())
+    saved = StudyStore.open(Storage(place)).rows("trial", "a")[0]
     assert {name: value for name, value in saved.items() if value is not None} == row
     assert [record["loss"] for record in store.trial_epochs("a", 0)] == [1, 1 / 2, 1 / 3]
 
 
 def test_numpy_scalars_are_values_too(store: StudyStore) -> None:
     values = {"param_weight": np.float32(0.5), "param_rounds": np.int64(2), "param_freeze": np.bool_(False)}
-    store.save_trial("a", complete(0, **values))
-    row = store.trial_rows("a")[0]
+    store.save("trial", "a", complete(0, **values))
+    row = store.rows("trial", "a")[0]
     assert (row["param_weight"], row["param_rounds"], row["param_freeze"]) == (0.5, 2, False)
 
 
 def test_saving_again_changes_nothing(store: StudyStore, place: Path) -> None:
-    store.save_trial("a", complete(0), records())
-    store.save_trial("a", complete(1), records())
+    store.save("trial", "a", complete(0), records())
+    store.save("trial", "a", complete(1), records())
     before = {path: path.read_bytes() for path in place.rglob("*.parquet")}
-    store.save_trial("a", complete(0), records()[::-1])
+    store.save("trial", "a", complete(0), records()[::-1])
     assert {path: path.read_bytes() for path in place.rglob("*.parquet")} == before
 
 
 def test_a_running_trial_becomes_a_complete_one(store: StudyStore, place: Path) -> None:
-    store.save_trial("a", {"number": 4, "state": "RUNNING", "error": "will go"}, records(1))
-    store.save_trial("a", complete(4), records(3))
+    store.save("trial", "a", {"number": 4, "state": "RUNNING", "error": "will go"}, records(1))
+    store.save("trial", "a", complete(4), records(3))
     study = read_study(place)
     assert study.trials.state.tolist() == ["COMPLETE"]
     assert study.trials.error.isna().all()
@@ -84,14 +85,14 @@ def test_a_running_trial_becomes_a_complete_one(store: StudyStore, place: Path) 
 
 
 def test_epochs_stay_when_a_row_is_saved_without_any(store: StudyStore) -> None:
-    store.save_trial("a", {"number": 0, "state": "RUNNING"}, records(2))
-    store.save_trial("a", {"number": 0, "state": "FAIL", "error": "killed"})
+    store.save("trial", "a", {"number": 0, "state": "RUNNING"}, records(2))
+    store.save("trial", "a", {"number": 0, "state": "FAIL", "error": "killed"})
     assert len(store.trial_epochs("a", 0)) == 2
 
 
 def test_a_failed_trial_keeps_null_not_zero_and_a_measured_nan(store: StudyStore, place: Path) -> None:
-    store.save_trial("a", {"number": 0, "state": "FAIL", "error": "nan"}, records(1, loss=math.nan, step=None))
-    row = store.trial_rows("a")[0]
+    store.save("trial", "a", {"number": 0, "state": "FAIL", "error": "nan"}, records(1, loss=math.nan, step=None))
+    row = store.rows("trial", "a")[0]
     assert all(row[name] is None for name in row if name not in ("number", "state", "error"))
     record = store.trial_epochs("a", 0)[0]
     assert math.isnan(record["loss"])
@@ -103,16 +104,16 @@ def test_a_failed_trial_keeps_null_not_zero_and_a_measured_nan(store: StudyStore
 
 
 def test_a_store_that_was_opened_again_goes_on(store: StudyStore, place: Path) -> None:
-    store.save_trial("a", complete(0), records())
-    StudyStore.open(Storage(place)).save_trial("a", complete(1), records())
+    store.save("trial", "a", complete(0), records())
+    StudyStore.open(Storage(place)).save("trial", "a", complete(1), records())
     assert read_study(place).epochs.groupby("number").size().tolist() == [3, 3]
 
 
 def test_final_runs_have_the_test_accuracy_and_trials_have_not(store: StudyStore, place: Path) -> None:
-    store.save_final("a", complete(0, method="dfkt", seed=1, test_accuracy=0.75), records())
+    store.save("final", "a", complete(0, method="dfkt", seed=1, test_accuracy=0.75), records())
     with pytest.raises(StudyError, match="test_accuracy"):
-        store.save_trial("a", complete(0, test_accuracy=0.75))
-    assert store.final_rows("a")[0]["test_accuracy"] == 0.75
+        store.save("trial", "a", complete(0, test_accuracy=0.75))
+    assert store.rows("final", "a")[0]["test_accuracy"] == 0.75
     study = read_study(place)
     assert (len(study.trials), len(study.finals), len(study.final_epochs)) == (0, 1, 3)
 
@@ -138,7 +139,7 @@ def test_a_wrong_row_is_refused_by_the_columns_name_and_writes_nothing(
     store: StudyStore, place: Path, change: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(StudyError, match=named):
-        store.save_trial("a", complete(0) | change, records())
+        store.save("trial", "a", complete(0) | change, records())
     assert list(place.rglob("*.parquet")) == []
 
 
@@ -154,8 +155,8 @@ def test_a_wrong_row_is_refused_by_the_columns_name_and_writes_nothing(
 )
 def test_a_wrong_epoch_record_is_refused(store: StudyStore, epochs: list[dict[str, Any]], named: str) -> None:
     with pytest.raises(StudyError, match=named):
-        store.save_trial("a", complete(0), epochs)
-    assert store.trial_rows("a") == []
+        store.save("trial", "a", complete(0), epochs)
+    assert store.rows("trial", "a") == []
 
 
 def test_there_is_one_study_in_a_folder(store: StudyStore, place: Path, tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_a_study_of_another_format_is_refused_with_what_to_do(place: Path, writt
 
 
 def test_a_damaged_part_is_refused_by_name(store: StudyStore, place: Path) -> None:
-    store.save_trial("a", complete(0))
+    store.save("trial", "a", complete(0))
     (place / "trials" / "arm=a" / "part-00000.parquet").write_bytes(b"PAR1")
     with pytest.raises(StudyError, match="part-00000"):
         read_study(place)
@@ -231,9 +232,9 @@ def test_a_study_has_the_name_of_its_configuration_wherever_it_lies(store: Study
 
 def test_an_empty_study_has_the_columns_and_types_of_a_full_one(store: StudyStore, place: Path) -> None:
     empty = read_study(place)
-    store.save_trial("a", complete(0, started=NOW), records(round=1))
+    store.save("trial", "a", complete(0, started=NOW), records(round=1))
     store.save("confirmation", "a", complete(0), records())
-    store.save_final("a", complete(0), records())
+    store.save("final", "a", complete(0), records())
     full = read_study(place)
     for name in TABLES:
         assert (len(getattr(empty, name)), len(getattr(full, name)) > 0) == (0, True)
@@ -255,11 +256,11 @@ def test_an_empty_study_has_the_columns_and_types_of_a_full_one(store: StudyStor
 
 
 def test_an_arms_runs_are_its_own(store: StudyStore, place: Path) -> None:
-    store.save_trial("a", complete(0, seed=1), records(2))
-    store.save_trial("b", complete(0, seed=2), records(3))
-    store.save_trial("a", complete(0, seed=3), records(1))
-    assert [row["seed"] for row in store.trial_rows("a")] == [3]
-    assert [row["seed"] for row in store.trial_rows("b")] == [2]
+    store.save("trial", "a", complete(0, seed=1), records(2))
+    store.save("trial", "b", complete(0, seed=2), records(3))
+    store.save("trial", "a", complete(0, seed=3), records(1))
+    assert [row["seed"] for row in store.rows("trial", "a")] == [3]
+    assert [row["seed"] for row in store.rows("trial", "b")] == [2]
     assert (len(store.trial_epochs("a", 0)), len(store.trial_epochs("b", 0))) == (1, 3)
     study = read_study(place)
     assert study.trials[["arm", "number", "seed"]].to_numpy().tolist() == [["a", 0, 3], ["b", 0, 2]]
@@ -269,9 +270,9 @@ def test_an_arms_runs_are_its_own(store: StudyStore, place: Path) -> None:
 def test_arms_come_in_the_order_of_the_study_and_unknown_ones_after(store: StudyStore, place: Path) -> None:
     store.update_meta(config={"arms": [{"name": name} for name in ("dfkt", "idle", "007", "scratch", "b")]})
     for arm in ("z", "b", "scratch", "y", "007", "dfkt"):
-        store.save_trial(arm, complete(1), records(2))
-        store.save_final(arm, complete(0), records(1))
-        store.save_trial(arm, complete(0), records(1))
+        store.save("trial", arm, complete(1), records(2))
+        store.save("final", arm, complete(0), records(1))
+        store.save("trial", arm, complete(0), records(1))
     study = read_study(place)
     order = ["dfkt", "007", "scratch", "b", "y", "z"]
     assert study.finals.arm.tolist() == study.final_epochs.arm.tolist() == order
@@ -282,7 +283,7 @@ def test_arms_come_in_the_order_of_the_study_and_unknown_ones_after(store: Study
 
 
 def test_an_arm_whose_name_looks_like_a_number_stays_text(store: StudyStore, place: Path) -> None:
-    store.save_trial("007", complete(0), records())
+    store.save("trial", "007", complete(0), records())
     study = read_study(place)
     assert study.trials.arm.tolist() == ["007"]
     assert set(study.epochs.arm) == {"007"}
@@ -291,7 +292,7 @@ def test_an_arm_whose_name_looks_like_a_number_stays_text(store: StudyStore, pla
 def test_an_arms_name_that_cannot_be_a_folders_is_refused_before_anything_is_written(
     store: StudyStore, place: Path
 ) -> None:
-    for save in (store.save_trial, store.save_final):
+    for save in (partial(store.save, "trial"), partial(store.save, "final")):
         with pytest.raises(StudyError, match=r"arm's name .* '\.\./a'"):
             save("../a", complete(0), records())
     assert [path.name for path in place.parent.rglob("*") if path.is_file()] == ["study.json"]
@@ -313,7 +314,7 @@ def test_any_tool_reads_a_table_as_one_with_its_arms_even_beside_what_a_kill_lef
     store: StudyStore, place: Path
 ) -> None:
     for arm, number in (("a", 0), ("a", 64), ("b", 0)):
-        store.save_trial(arm, complete(number, started=NOW), records())
+        store.save("trial", arm, complete(number, started=NOW), records())
     for name in ("trials", "epochs"):
         (place / name / "arm=a" / ".part-00000.parquet.0123.tmp").write_bytes(b"half a fi")
     study = read_study(place)
@@ -326,10 +327,10 @@ def test_any_tool_reads_a_table_as_one_with_its_arms_even_beside_what_a_kill_lef
 
 
 def test_a_later_arm_adds_columns_that_are_null_in_older_rows(store: StudyStore, place: Path) -> None:
-    store.save_trial("a", complete(0), records())
-    store.save_final("a", complete(0), records())
+    store.save("trial", "a", complete(0), records())
+    store.save("final", "a", complete(0), records())
     store.add_columns({"rounds": int, "temperature": float}, ["soft", "task"])
-    store.save_trial("b", complete(0, param_temperature=4.0), records(soft_loss=0.5))
+    store.save("trial", "b", complete(0, param_temperature=4.0), records(soft_loss=0.5))
     for study in (read_study(place), StudyStore.open(Storage(place))._read("")):
         assert study.trials.param_temperature.fillna(-1).tolist() == [-1, 4]
         assert study.epochs.soft_loss.fillna(-1).tolist() == [-1, -1, -1, 0.5, 0.5, 0.5]
@@ -341,9 +342,9 @@ def test_a_later_arm_adds_columns_that_are_null_in_older_rows(store: StudyStore,
 
 def test_after_columns_were_added_any_tool_sees_them_in_all_parts(store: StudyStore, place: Path) -> None:
     for arm, number in (("a", 0), ("a", 64), ("b", 0)):
-        store.save_trial(arm, complete(number), records())
+        store.save("trial", arm, complete(number), records())
     store.add_columns({"temperature": float}, ["soft"])
-    store.save_trial("c", complete(0, param_temperature=4.0), records(1, soft_loss=0.5))
+    store.save("trial", "c", complete(0, param_temperature=4.0), records(1, soft_loss=0.5))
     for tool, frame in plain_reads(place / "trials").items():
         assert frame.param_temperature.fillna(-1).tolist() == [-1, -1, -1, 4], tool
     for tool, frame in plain_reads(place / "epochs").items():
@@ -351,7 +352,7 @@ def test_after_columns_were_added_any_tool_sees_them_in_all_parts(store: StudySt
 
 
 def test_columns_that_are_there_are_not_written_again(store: StudyStore, place: Path) -> None:
-    store.save_trial("a", complete(0), records())
+    store.save("trial", "a", complete(0), records())
     store.add_columns({"temperature": float}, ["soft"])
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
     for again in (store, StudyStore.open(Storage(place))):
@@ -376,14 +377,14 @@ def test_columns_that_cannot_be_are_refused_and_nothing_is_written(
     with pytest.raises(StudyError, match=named):
         store.add_columns({"new": float} | params, ["new", *losses])
     assert (place / "study.json").read_bytes() == before
-    store.save_trial("a", complete(0), records())
+    store.save("trial", "a", complete(0), records())
     assert "param_new" not in read_study(place).trials
 
 
 def test_a_reader_that_began_before_columns_were_added_reads_them_too(
     store: StudyStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.save_trial("a", complete(0), records())
+    store.save("trial", "a", complete(0), records())
     opened = StudyStore.open
 
     def then_add(storage: Storage) -> StudyStore:
@@ -398,7 +399,7 @@ def test_a_reader_that_began_before_columns_were_added_reads_them_too(
 
 
 def test_a_part_with_columns_of_nobody_is_refused_by_their_name(store: StudyStore, place: Path) -> None:
-    store.save_trial("a", complete(0), records())
+    store.save("trial", "a", complete(0), records())
     study_file = (place / "study.json").read_bytes()
     store.add_columns({"temperature": float}, [])
     (place / "study.json").write_bytes(study_file)
@@ -408,13 +409,13 @@ def test_a_part_with_columns_of_nobody_is_refused_by_their_name(store: StudyStor
 
 def test_a_study_is_the_same_wherever_it_lies(folder: Storage) -> None:
     store = StudyStore.create(folder, PARAMS, LOSSES, {})
-    store.save_trial("a", complete(0), records())
+    store.save("trial", "a", complete(0), records())
     store.add_columns({"temperature": float}, ["soft"])
-    StudyStore.open(folder).save_final("b", complete(0, param_temperature=4.0), records(2))
+    StudyStore.open(folder).save("final", "b", complete(0, param_temperature=4.0), records(2))
     study = read_study(folder)
     assert study.name == "study"
     assert [len(getattr(study, name)) for name in TABLES] == [1, 3, 0, 0, 1, 2]
-    assert [row["param_temperature"] for row in store.trial_rows("a") + store.final_rows("b")] == [None, 4]
+    assert [row["param_temperature"] for row in store.rows("trial", "a") + store.rows("final", "b")] == [None, 4]
 
 
 class Killed(BaseException):
@@ -454,12 +455,12 @@ def kill_at(
 def test_a_kill_between_any_two_file_operations_leaves_every_finished_trial_once(
     store: StudyStore, place: Path, monkeypatch: pytest.MonkeyPatch, k: int, after: bool
 ) -> None:
-    store.save_trial("a", complete(0), records())
-    store.save_trial("a", {"number": 1, "state": "RUNNING"}, records(1))
+    store.save("trial", "a", complete(0), records())
+    store.save("trial", "a", {"number": 1, "state": "RUNNING"}, records(1))
     with monkeypatch.context() as patches:
         kill_at(patches, k, after)
         with pytest.raises(Killed):
-            store.save_trial("a", complete(1), records(3))
+            store.save("trial", "a", complete(1), records(3))
 
     study = read_study(place)
     last = k == 6 and after  # the row's rename is the sixth operation
@@ -473,7 +474,7 @@ def test_a_kill_between_any_two_file_operations_leaves_every_finished_trial_once
     assert len(pd.read_parquet(place / "trials")) == 2
 
     for resumed in (StudyStore.open(Storage(place)), store):  # a new process, and the old one after an error
-        resumed.save_trial("a", complete(1), records(3))
+        resumed.save("trial", "a", complete(1), records(3))
         again = read_study(place)
         assert again.trials.state.tolist() == ["COMPLETE", "COMPLETE"]
         assert again.epochs.groupby("number").size().tolist() == [3, 3]
@@ -483,7 +484,7 @@ def test_epochs_without_their_row_are_left_out(store: StudyStore, place: Path, m
     with monkeypatch.context() as patches:
         kill_at(patches, 1, after=True, names=["replace"])
         with pytest.raises(Killed):
-            store.save_trial("a", complete(0), records())
+            store.save("trial", "a", complete(0), records())
     assert len(pd.read_parquet(place / "epochs")) == 3
     assert len(read_study(place).epochs) == 0
 
@@ -494,7 +495,7 @@ def test_a_kill_while_columns_are_added_leaves_all_readable_and_is_mended_by_the
     store: StudyStore, place: Path, monkeypatch: pytest.MonkeyPatch, k: int, after: bool
 ) -> None:
     for number in (0, 64):
-        store.save_trial("a", complete(number), records())
+        store.save("trial", "a", complete(number), records())
     old = read_study(place)
     with monkeypatch.context() as patches:
         kill_at(patches, k, after, names=["replace"])
@@ -507,7 +508,10 @@ def test_a_kill_while_columns_are_added_leaves_all_readable_and_is_mended_by_the
         assert len(read.columns) == len(before.columns) + ((k, after) >= (1, True))
         assert len(pd.read_parquet(place / name)) == len(before)
 
-    for mend in (lambda s: s.save_trial("a", complete(64)), lambda s: s.add_columns({"temperature": float}, ["soft"])):
+    for mend in (
+        lambda s: s.save("trial", "a", complete(64)),
+        lambda s: s.add_columns({"temperature": float}, ["soft"]),
+    ):
         mend(StudyStore.open(Storage(place)))
         for name in ("trials", "epochs"):
             schemas = [pq.read_schema(path) for path in (place / name).rglob("*.parquet")]
@@ -522,18 +526,18 @@ def test_a_store_goes_on_after_an_error_while_columns_were_added(
     store: StudyStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (0, 64):
-        store.save_trial("a", complete(number), records())
+        store.save("trial", "a", complete(number), records())
     with monkeypatch.context() as patches:
         kill_at(patches, 2, after=True, names=["replace"])
         with pytest.raises(Killed):
             store.add_columns({"temperature": float}, ["soft"])
-    store.save_trial("b", complete(0, param_temperature=4.0), records(soft_loss=0.5))
+    store.save("trial", "b", complete(0, param_temperature=4.0), records(soft_loss=0.5))
     assert read_study(place).trials.param_temperature.fillna(-1).tolist() == [-1, -1, 4]
     assert len({str(pq.read_schema(path)) for path in (place / "epochs").rglob("*.parquet")}) == 1
 
 
 def test_columns_that_this_version_has_beyond_an_older_one_come_into_all_parts(store: StudyStore, place: Path) -> None:
-    store.save_trial("a", complete(0, settings="{}"), records())
+    store.save("trial", "a", complete(0, settings="{}"), records())
     path = place / "trials" / "arm=a" / "part-00000.parquet"
     pq.write_table(pq.ParquetFile(path).read().drop_columns(["settings"]), path)
     meta = json.loads((place / "study.json").read_text())
@@ -541,7 +545,7 @@ def test_columns_that_this_version_has_beyond_an_older_one_come_into_all_parts(s
     (place / "study.json").write_text(json.dumps(meta))
 
     assert read_study(place).trials.settings.isna().tolist() == [True]
-    StudyStore.open(Storage(place)).save_trial("b", complete(0, settings="{}"))
+    StudyStore.open(Storage(place)).save("trial", "b", complete(0, settings="{}"))
     assert plain_reads(place / "trials")["duckdb"].settings.isna().tolist() == [True, False]
 
 
@@ -572,7 +576,7 @@ def test_an_empty_folder_may_become_a_studys_even_beside_what_a_kill_left(folder
     with hold(folder):
         StudyStore.create(folder, PARAMS, LOSSES, {})
     with hold(folder):
-        assert StudyStore.open(folder).trial_rows("a") == []
+        assert StudyStore.open(folder).rows("trial", "a") == []
 
 
 def test_a_folder_that_cannot_be_listed_is_refused(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -674,8 +678,8 @@ def test_a_reader_beside_a_writer_sees_every_finished_run_with_its_epochs(store:
     def write() -> None:
         for number in itertools.count():
             for arm in ("a", "b"):
-                store.save_trial(arm, {"number": number, "state": "RUNNING"})
-                store.save_trial(arm, complete(number), records())
+                store.save("trial", arm, {"number": number, "state": "RUNNING"})
+                store.save("trial", arm, complete(number), records())
             if number % 8 == 0:
                 store.add_columns({f"p{number}": float}, [f"l{number}"])
             if stop.is_set():
@@ -703,8 +707,8 @@ from dfkt.store.study_store import StudyStore
 from dfkt.store.files import Storage
 store = StudyStore.create(Storage(sys.argv[1]), {}, [], {})
 for number in range(10_000):
-    store.save_trial("a", {"number": number, "state": "RUNNING"})
-    store.save_trial("a", {"number": number, "state": "COMPLETE"}, [{"index": i} for i in range(5)])
+    store.save("trial", "a", {"number": number, "state": "RUNNING"})
+    store.save("trial", "a", {"number": number, "state": "COMPLETE"}, [{"index": i} for i in range(5)])
     print(number, flush=True)
 """
 

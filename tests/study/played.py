@@ -251,7 +251,7 @@ def told(run: Run) -> str:
 def ended(run: Played, arm_name: str, number: int, *, final: bool = False) -> dict[str, Any]:
     """Return a run's row."""
     store = run.store()
-    rows = store.final_rows(arm_name) if final else store.trial_rows(arm_name)
+    rows = store.rows("final", arm_name) if final else store.rows("trial", arm_name)
     (found,) = (row for row in rows if row["number"] == number)
     return found
 

@@ -157,6 +157,17 @@ def test_a_failure_without_words_is_one_nevertheless(run: Played, said: dict[str
     assert run.lines == ["[1/4] dfkt trial 0: failed: it could not go on, and did not say why"]
 
 
+def test_a_confirmation_without_a_last_report_was_not_stopped_early_but_failed(tmp_path: Path) -> None:
+    run = Played(tmp_path, toy("s", arm("scratch", 2), seeds=1, confirm=2))
+    for _ in range(2):
+        run.end(run.ask())
+    again = run.ask()
+    run.report(again, payload(record(0, 0.5)))
+    run.complete(again, {})
+    (row,) = run.store().rows("confirmation", "scratch")
+    assert (row["state"], row["error"]) == ("FAIL", "it ended before its last report")
+
+
 def test_a_final_run_without_a_last_report_is_no_success(tmp_path: Path) -> None:
     run = Played(tmp_path, toy("s", arm("scratch"), seeds=1))
     final = run.ask()
@@ -269,7 +280,7 @@ def test_a_trial_done_again_because_its_row_was_lost_keeps_one_row(tmp_path: Pat
     for _ in range(2):
         run = Played(tmp_path, config).run()
         (tmp_path / "s" / "trials" / "arm=scratch" / "part-00000.parquet").unlink()
-    assert [row["number"] for row in run.store().final_rows("scratch")] == [0]
+    assert [row["number"] for row in run.store().rows("final", "scratch")] == [0]
 
 
 def test_the_counter_ends_at_its_total_though_arms_were_skipped(tmp_path: Path) -> None:

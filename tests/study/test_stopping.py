@@ -27,13 +27,13 @@ def falling(run: Run) -> float:
 
 
 def states(run: Played, name: str) -> list[str]:
-    return [row["state"] for row in run.store().trial_rows(name)]
+    return [row["state"] for row in run.store().rows("trial", name)]
 
 
 def test_trials_that_fall_behind_their_arm_are_stopped(tmp_path: Path) -> None:
     run = Played(tmp_path, long(arm("good", 4)), judge=falling).run()
     assert states(run, "good") == ["COMPLETE", "PRUNED", "PRUNED", "PRUNED"]
-    row = run.store().trial_rows("good")[1]
+    row = run.store().rows("trial", "good")[1]
     assert row["epochs"] == 3.0  # at the first rung
     assert any("trial 1: val" in line and "stopped at epoch 3.0" in line for line in run.lines)
 
