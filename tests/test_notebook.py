@@ -42,8 +42,11 @@ nbformat.write(notebook, sys.argv[2])
 """
 
 
-def records(method: str, accuracy: float, last_epoch: int) -> list[dict[str, Any]]:
-    """Return the epochs of a run: three in flow or hint stages, if the method has them, the others in the task stage."""
+def records(method: str, accuracy: float, last_epoch: int, *, rung: bool = False) -> list[dict[str, Any]]:
+    """Return the epochs of a run: three in flow or hint stages, if the method has them, the others in the task stage.
+
+    The first of these may be at a rung.
+    """
     phase = {"dfkt": "flow", "fitnets": "hint"}.get(method)
     early = 3 if phase else 0
     found: list[dict[str, Any]] = []
@@ -54,6 +57,7 @@ def records(method: str, accuracy: float, last_epoch: int) -> list[dict[str, Any
         else:
             share = (epoch - early) / (9 - early)
             record |= {"phase": "task", "loss": 1 - share, "rung_epoch": 9 * share, "val_accuracy": accuracy * share}
+            record |= {"rung": share} if rung and epoch == early + 1 else {}
         found.append(record)
     return found
 
@@ -78,7 +82,7 @@ def search(store: StudyStore, arm: str, count: int, backend: Any, stopping: bool
         method = find_method(arm)().sample(draw, TAPS)
         state = STATES[number % 6] if stopping else STATES[number % 6].replace("PRUNED", "COMPLETE")
         accuracy = 0.9 - abs(method.rate - 0.1) + 0.01 * (number % 3)
-        made = [] if state == "FAIL" else records(arm, accuracy, 9 if state == "COMPLETE" else 4)
+        made = [] if state == "FAIL" else records(arm, accuracy, 9 if state == "COMPLETE" else 4, rung=stopping)
         found = row(method, number, state, 0, made) | {"settings": json.dumps(to_dict(method))}
         store.save("trial", arm, found | {f"param_{name}": value for name, value in draw.params.items()}, made)
         study.tell(trial, accuracy if state == "COMPLETE" else None, optuna.trial.TrialState[state])
@@ -129,7 +133,13 @@ def outputs(notebook: Any) -> list[Any]:
             {"scratch": 0, "kd": 0, "dfkt": 18},
             {},
             "",
-            ["of arm dfkt.", "dfkt: 18 trials: 9 complete", "6 of 18 trials were stopped early", "Unreliable: only 9"],
+            [
+                "of arm dfkt.",
+                "dfkt: 18 trials: 9 complete",
+                "early stopping:",
+                "6 of 18 trials were stopped early",
+                "Unreliable: only 9",
+            ],
         ),
         (
             {"scratch": 0, "kd": 8, "fitnets": 8},
