@@ -162,12 +162,17 @@ class Arm:
         study, name = self.study, self.config.name
         best = self._best(study.config.confirm) if self.config.trials else pd.DataFrame()
         known = {row["number"] for row in study.store.rows("confirmation", name) if row["state"] != "RUNNING"}
-        for _, row in best.iterrows() if len(best) > 1 else ():
-            if (number := int(row.number)) not in known:
-                method = Method.from_json(row_settings(row))
+        rows = self._trials()
+        for number in best.number if len(best) > 1 else ():
+            if number not in known:
+                row, method = rows[number], Method.from_json(row_settings(rows[number]))
                 run = study.config.run(self.config, method, study.config.train.seed + CONFIRMING_SEED)
                 job = study.job(run, "runs", f"{name}-{number:05d}-again")
                 yield Run(study.store.storage.path, name, number, "confirmation", trial_params(row), job)
+
+    def _trials(self) -> dict[int, dict[str, Any]]:
+        """Return its trials' rows by number, with values of the types that they were drawn with."""
+        return {row["number"]: row for row in self.study.store.rows("trial", self.config.name)}
 
     def _best(self, count: int, *, confirmed: bool = False) -> pd.DataFrame:
         store, name = self.study.store, self.config.name
@@ -187,7 +192,7 @@ class Arm:
         numbers = [listed.index(run.key) for run in runs]
         self.study.note(name, finals=listed, present=numbers, skipped=None)
         best = (store.meta["arms"][name].get("best") or {}).get("trial")
-        params = {} if best is None else trial_params({row["number"]: row for row in store.rows("trial", name)}[best])
+        params = {} if best is None else trial_params(self._trials()[best])
         known = {row["number"] for row in store.rows("final", name) if row["state"] != "RUNNING"}
         for number, run in zip(numbers, runs, strict=True):
             if number not in known:

@@ -418,6 +418,15 @@ def test_confirmations_are_not_done_twice_and_only_for_those_that_a_longer_searc
     assert Played(tmp_path, toy("s", arm("scratch", 5), seeds=1, confirm=2), judge=by_number).run().told() == []
 
 
+def test_a_confirmation_has_its_trials_parameters_whole_numbers_and_truth_values_too(tmp_path: Path) -> None:
+    run = Played(tmp_path, toy("s", arm("dfkt", 6), seeds=1, confirm=6)).run()
+    trials, again = run.store().rows("trial", "dfkt"), run.store().rows("confirmation", "dfkt")
+    names = [name for name in trials[0] if name.startswith("param_")]
+
+    assert {type(row["param_rounds"]) for row in trials} == {int, type(None)}  # so pandas holds them as floats
+    assert [[row[name] for name in names] for row in again] == [[row[name] for name in names] for row in trials]
+
+
 def test_a_single_complete_trial_is_not_confirmed(tmp_path: Path) -> None:
     assert Played(tmp_path, toy("s", arm("scratch", 1), seeds=1, confirm=3)).run().told() == [
         "scratch trial 0",
