@@ -14,22 +14,22 @@ def rung_table(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     """Return what happened at every rung: a row per arm and rung.
 
     ``arm``, ``rung`` (share of the task stage); ``passed``: trials that were looked at there; ``stopped``: those that ended
-    there; ``complete``: those that ran to their end; ``rank``: of the latter, Spearman's rank correlation between ``val`` at
-    the rung and at the end, null for fewer than 4.
+    there; ``complete``: those that ran to their end; ``rank``: of the latter, Spearman's rank correlation between
+    ``rung_accuracy`` there and ``val_accuracy`` at the end, null for fewer than 4.
 
     Args:
         trials: A study's trials.
         epochs: Their epoch records.
     """
     ends = trials[["arm", "number", "state", "last_val_accuracy"]]
-    looked = epochs.dropna(subset=["rung", "val_accuracy"]).merge(ends, on=["arm", "number"])
+    looked = epochs.dropna(subset=["rung", "rung_accuracy"]).merge(ends, on=["arm", "number"])
     last = looked.groupby(["arm", "number"]).rung.transform("max")
     rows = []
     for (arm, rung), found in looked.groupby(["arm", "rung"], sort=True):
         whole = found[found.state == "COMPLETE"]
         stopped = int(((found.state == "PRUNED") & (found.rung == last[found.index])).sum())
         rows.append({"arm": arm, "rung": rung, "passed": len(found), "stopped": stopped, "complete": len(whole)})
-        rows[-1]["rank"] = rank_correlation(whole.val_accuracy, whole.last_val_accuracy)
+        rows[-1]["rank"] = rank_correlation(whole.rung_accuracy, whole.last_val_accuracy)
     return pd.DataFrame(rows, columns=["arm", "rung", "passed", "stopped", "complete", "rank"])
 
 

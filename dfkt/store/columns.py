@@ -72,7 +72,9 @@ def epoch_schema(losses: Sequence[str]) -> Any:
             *(pa.field(f"{name}_loss", pa.float64()) for name in losses),
             *_columns(pa.float64(), "train_accuracy val_accuracy val_loss"),
             *_columns(pa.float64(), "rung_epoch"),  # the task stage's share that is done, times the run's length
-            *_columns(pa.float64(), "rung"),  # that share where early stopping compares trials; null elsewhere
+            *_columns(
+                pa.float64(), "rung rung_accuracy"
+            ),  # that share where early stopping compares trials, by the latter
             *_columns(pa.float64(), "images_per_second seconds"),
         ]
     )

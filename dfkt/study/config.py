@@ -104,11 +104,11 @@ class StudyConfig:
     """Final runs of every arm: seeds 1, 2, …, the same in all."""
     early_stopping: bool = True
     """Trials that are behind the others of their arm at a rung end there (:mod:`dfkt.study.stopping`)."""
-    rungs: tuple[float, ...] = (0.3, 0.6)
+    rungs: tuple[float, ...] = (0.2, 0.4)
     """Shares of a trial's task stage at which it is held against the others."""
-    least_epochs: float = 2.0
+    least_epochs: float = 1.0
     """No trial ends before so many epochs of its task stage; an arm whose method has no rung then is not stopped at all."""
-    reduction_factor: int = 3
+    reduction_factor: int = 4
     """The best 1/reduction_factor of those that have passed a rung go on."""
     spared: float = 0.1
     """Share of the trials that never end early: they show how well rungs predict the end."""

@@ -18,7 +18,7 @@ from dfkt.store.files import Storage
 from dfkt.study.driver import Run
 from dfkt.study.failures import keep, told_by
 from dfkt.study.queue import Arm, Queue
-from dfkt.study.search import CLOCK, METRIC
+from dfkt.study.search import CLOCK, JUDGED, METRIC
 from dfkt.study.status import Status
 from dfkt.training.loop import Record
 from dfkt.training.progress import ProgressLine, place
@@ -98,8 +98,9 @@ class Recorder(tune.Callback):
         kept |= {record["index"]: record for record in result.get("records", ())}
         self.payloads[run.id] = self.payloads.get(run.id, {}) | result
         search = self.queue.arm_of(run).search
-        if METRIC in result and search is not None and run.kind == "trial":
-            search.report(run.number, result[METRIC], result[CLOCK])
+        accuracy = result.get(JUDGED, result.get(METRIC))
+        if accuracy is not None and search is not None and run.kind == "trial":
+            search.report(run.number, accuracy, result[CLOCK])
         if kept:
             self.latest = f" | {self._name(run)}: {place(kept[max(kept)])}"
             self._show()

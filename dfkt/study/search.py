@@ -27,6 +27,7 @@ from dfkt.store.rows import trial_params
 from dfkt.study.config import ArmConfig
 
 METRIC = "val_accuracy"
+JUDGED = "rung_accuracy"
 CLOCK = "rung_epoch"
 JOURNAL = "optuna.journal"
 STATES = {"COMPLETE": TrialState.COMPLETE, "PRUNED": TrialState.PRUNED, "FAIL": TrialState.FAIL}

@@ -1,7 +1,8 @@
 """Early stopping: trials of an arm are compared where the same share of their task stage is done.
 
 Asynchronous successive halving (Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020) with rungs
-of our own: they lie on the task stage, whose learning rate says how far a trial is, not on the epochs of the whole run.
+of our own: they lie on the task stage, whose learning rate says how far a trial is, not on the epochs of the whole run, and
+judge a running average of the weights, which tells sooner how a run will end than the weights themselves.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Run
 from dfkt.study.queue import Queue
-from dfkt.study.search import METRIC
+from dfkt.study.search import JUDGED
 
 Earlier = Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
 """Rows of earlier trials with their epoch records."""
@@ -40,7 +41,7 @@ class Rungs:
         """Take in what a trial reached at the rungs among its records."""
         for record in records:
             if record.get("rung") is not None:
-                self.reached.setdefault(record["rung"], {})[number] = record[METRIC]
+                self.reached.setdefault(record["rung"], {})[number] = record[JUDGED]
 
     def stops(self, number: int, rung: float) -> bool:
         """Whether a trial ends at a rung: it is not among the best of those that have passed it, itself counted in."""

@@ -5,7 +5,6 @@ Knows no ray and writes no files: a :class:`Training` yields one record per epoc
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,10 +19,11 @@ from dfkt.errors import CheckpointError, NonFiniteLossError
 from dfkt.methods.base import Features, Schedule, Stage
 from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
 from dfkt.networks.taps import match_taps
+from dfkt.training.average import WeightAverage
 from dfkt.training.evaluate import evaluate
 from dfkt.training.optim import autocast, learning_rate, network_dtype
 from dfkt.training.parallel import Group, synchronise_batch_norms
-from dfkt.training.stages import RunningStage, build_adapters, stage_ends
+from dfkt.training.stages import RunningStage, build_adapters, rung_steps, stage_ends
 from dfkt.training.state import draw_seed, own_random
 
 CHECK_STEPS = 50
@@ -77,6 +77,7 @@ class Training:
             synchronise_batch_norms(student.network)
         self.running: RunningStage | None = None
         self._resumed_optimizer: dict[str, Any] | None = None
+        self.average: WeightAverage | None = None
         self._rungs: dict[int, float] = {}
         self._on_rung: Callable[[Record], None] = lambda record: None
         self._since = self._away = 0.0
@@ -85,15 +86,15 @@ class Training:
         """Train from the present place to the end, yielding a record at the end of every epoch and of every stage.
 
         Args:
-            rungs: Shares of the last stage at which the student is looked at besides; training is not changed by that.
-            on_rung: Called at a rung within an epoch, with a record of ``val`` and no losses. A rung at an epoch's end is
-                its record's; the ``rung`` of both is the share.
+            rungs: Shares of the last stage at which ``val`` judges a running average of the student's weights besides
+                (``rung_accuracy``; ``rung`` is the share); training is not changed by that.
+            on_rung: Called at a rung within an epoch, with a record of that alone. A rung at an epoch's end is its record's.
 
         Raises:
             NonFiniteLossError: If a loss became nan or inf; stage, epoch and step are named.
         """
         start = 0
-        self._rungs, self._on_rung = self._rung_steps(rungs), on_rung or self._on_rung
+        self._rungs, self._on_rung = rung_steps(rungs, self.ends), on_rung or self._on_rung
         for stage, end in zip(self.schedule, self.ends, strict=True):
             if self.step < end:
                 yield from self._run_stage(stage, start, end)
@@ -109,6 +110,7 @@ class Training:
             "step": self.step,
             "index": self.index,
             "device_seconds": self.device_seconds,
+            "average": self.average.state() if self.average is not None else None,
             "ends": list(self.ends),
         }
 
@@ -124,12 +126,9 @@ class Training:
         self.adapters.load_state_dict(state["adapters"])
         self.step, self.index, self.device_seconds = state["step"], state["index"], state["device_seconds"]
         self._resumed_optimizer = state["optimizer"]
-
-    def _rung_steps(self, rungs: Sequence[float]) -> dict[int, float]:
-        """Return by step the rung that is passed there; of several at one step the last."""
-        start = self.ends[-2] if len(self.ends) > 1 else 0
-        length = self.ends[-1] - start
-        return {start + max(math.ceil(share * length - 1e-6), 1): share for share in rungs}
+        if state["average"] is not None:
+            self.average = WeightAverage(self.student.network)
+            self.average.load(state["average"])
 
     def _run_stage(self, stage: Stage, start: int, end: int) -> Iterator[Record]:
         running = RunningStage.prepare(stage, start, end, self.student, self.adapters, self.config, self.group)
@@ -137,6 +136,8 @@ class Training:
         if self._resumed_optimizer is not None:
             running.optimizer.load_state_dict(self._resumed_optimizer)
             self._resumed_optimizer = None
+        if end == self.ends[-1] and self.average is None and any(step > self.step for step in self._rungs):
+            self.average = WeightAverage(self.student.network)
         while self.step < end:
             epoch, first = divmod(self.step, self.epoch_steps)
             count = min(self.epoch_steps - first, end - self.step)
@@ -146,15 +147,15 @@ class Training:
             with own_random(draw_seed(self.config.seed, self.step, self.group.rank), self.device):
                 record = self._run_steps(running, epoch, first, count)
             seconds = time.perf_counter() - began - self._away
-            record |= self._evaluate(stage)
+            record |= self._evaluate(stage) | self._judge()
             self.device_seconds += time.perf_counter() - self._since
             speed = {"images_per_second": count * self.batch_size / seconds, "seconds": seconds}
             yield record | speed | self._place(running)
 
     def _look(self, running: RunningStage) -> None:
-        """Report how the student does at a rung within an epoch; it trains on as if it had not been looked at."""
+        """Report how it does at a rung within an epoch."""
         began = time.perf_counter()
-        record = {"lr": running.optimizer.param_groups[0]["lr"]} | self._evaluate(running.stage)
+        record = {"lr": running.optimizer.param_groups[0]["lr"]} | self._judge()
         self.device_seconds += time.perf_counter() - self._since
         self._on_rung(record | self._place(running))
         self._since = time.perf_counter()
@@ -182,6 +183,8 @@ class Training:
                 correct += (logits.argmax(1) == labels).sum()
             seen += len(labels)
             self.step += 1
+            if self.average is not None:
+                self.average.update()
             if self.step in self._rungs and number + 1 < count:
                 self._look(running)
             if (number + 1) % CHECK_STEPS == 0 or number + 1 == count:
@@ -261,17 +264,31 @@ class Training:
             self.group.average_buffers(self.student.network)
         if stage.phase != "task":
             return {}
-        network, precision = self.student.network, self.config.precision
-        accuracy, loss = evaluate(network, self.data, self.data.val, precision, self.group)
+        accuracy, loss = self._measure()
         return {"val_accuracy": accuracy, "val_loss": loss}
+
+    def _judge(self) -> Record:
+        """Measure ``val`` at a rung, by the average of the weights; the student trains on as if it had not been looked at."""
+        if self.step not in self._rungs:
+            return {}
+        assert self.average is not None
+        with self.average.applied():
+            if not self.config.sync_batch_norm:
+                self.group.average_buffers(self.student.network)
+            accuracy, _ = self._measure()
+        if self.step == max(self._rungs):
+            self.average = None
+        return {"rung": self._rungs[self.step], "rung_accuracy": accuracy}
+
+    def _measure(self) -> tuple[float, float]:
+        return evaluate(self.student.network, self.data, self.data.val, self.config.precision, self.group)
 
     def _place(self, running: RunningStage) -> Record:
         """Say where the run stands; ``rung_epoch`` is the scheduler's clock (docs/architecture.md)."""
         stage = running.stage
         task = stage.phase == "task"
         index, self.index = self.index, self.index + 1
-        rung = {"rung": self._rungs[self.step]} if self.step in self._rungs else {}
-        return rung | {
+        return {
             "index": index,
             "epoch": self.step / self.epoch_steps,
             "phase": stage.phase,

@@ -52,7 +52,7 @@ class Job:
         teacher: Folder with the teacher's weights; ``None`` where the method reads none.
         test: Open the test split when training is over; the student is then kept beside the checkpoint.
         keep: Keep the student there without opening it.
-        rungs: Shares of the last stage at which the student is looked at besides, and reported.
+        rungs: Shares of the last stage at which an average of the student's weights is judged and reported besides.
     """
 
     config: RunConfig
@@ -202,7 +202,7 @@ def run_job(job: Job, report: Report, group: Group | None = None) -> None:
     """Run a job to its end, from its checkpoint if it has one.
 
     Every report holds ``records`` (the epochs not reported by this attempt before; after a restart, all of them),
-    ``val_accuracy`` and ``rung_epoch`` once the student can classify, and
+    ``rung_epoch`` once the student can classify, with ``val_accuracy`` or, at a rung, ``rung_accuracy``, and
     ``complete``. A run that cannot go on reports ``failure``, with all its records.
 
     Args:
@@ -281,7 +281,8 @@ def _payload(history: list[Record], reported: int, training: Training) -> Payloa
         "complete": False,
     }
     if history[-1]["phase"] == "task":
-        payload |= {name: history[-1][name] for name in ("val_accuracy", "rung_epoch")}
+        judged = {"rung_epoch", "rung_accuracy", "val_accuracy"} & history[-1].keys()
+        payload |= {name: history[-1][name] for name in judged}
     return payload
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -46,6 +47,18 @@ def stage_ends(schedule: Schedule, epoch_steps: int) -> list[int]:
     for k in reversed(range(count)):
         ends[k] = min(ends[k], total - (count - 1 - k))
     return ends
+
+
+def rung_steps(rungs: Sequence[float], ends: Sequence[int]) -> dict[int, float]:
+    """Return by step the rung, a share of the last stage, that is passed there; of several at one step the last.
+
+    Example:
+        >>> rung_steps((0.25, 0.5), [4, 14])
+        {7: 0.25, 9: 0.5}
+    """
+    start = ends[-2] if len(ends) > 1 else 0
+    length = ends[-1] - start
+    return {start + max(math.ceil(share * length - 1e-6), 1): share for share in rungs}
 
 
 def build_adapters(

@@ -234,7 +234,7 @@ def test_a_page_shows_how_early_stopping_did_and_what_the_columns_mean(tmp_path:
     for number, state, at_rung in rows:
         place = {"index": 0, "epoch": 1.0, "phase": "task", "step": 1, "images": 9, "rung": 0.5, "rung_epoch": 1.0}
         row = trial(number, "dfkt", state, None if state == "PRUNED" else 0.5 + number / 10)
-        store.save("trial", "dfkt", row, [place | {"val_accuracy": at_rung}])
+        store.save("trial", "dfkt", row, [place | {"rung_accuracy": at_rung}])
     page = study_page(read_study(tmp_path / "made"))
 
     assert cells(page, "early stopping:") == [

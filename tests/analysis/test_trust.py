@@ -16,7 +16,7 @@ def trials(*states: str) -> pd.DataFrame:
 
 def looks(*rows: tuple[int, float | None, float]) -> pd.DataFrame:
     """Epoch records: number, rung, val accuracy."""
-    return pd.DataFrame(rows, columns=["number", "rung", "val_accuracy"]).assign(arm="dfkt")
+    return pd.DataFrame(rows, columns=["number", "rung", "rung_accuracy"]).assign(arm="dfkt")
 
 
 def test_every_rung_has_its_trials_those_that_ended_there_and_how_it_ranked_the_others() -> None:

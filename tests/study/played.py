@@ -88,7 +88,7 @@ def payloads(run: Run, judge: Judge = accuracy) -> Iterator[dict[str, Any]]:
             judged = {"val_accuracy": value * (k + 1) / epochs, "rung_epoch": k + 1.0}
             place |= {"phase": "task", "round": None, "stage": None, "task_loss": 1.0, **judged}
             reached = [share for share in run.job.rungs if round(share * epochs, 6) == k + 1]
-            place |= {"rung": reached[-1]} if reached else {}
+            place |= {"rung": reached[-1], "rung_accuracy": judged["val_accuracy"]} if reached else {}
             payload |= judged
         if run.job.test and payload["complete"]:
             payload |= {"test_accuracy": value / 2, "test_loss": 1.5}

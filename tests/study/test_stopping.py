@@ -18,6 +18,7 @@ from dfkt.study.stopping import Rungs
 def long(*arms: Any, **settings: Any) -> Any:
     """A study of nine epochs whose arms are stopped early, at epochs 3 and 6."""
     usual: dict[str, Any] = {"train": TrainConfig(epochs=9), "rungs": (1 / 3, 2 / 3), "spared": 0.0, "seeds": 1}
+    usual |= {"reduction_factor": 3}
     return toy("long", *arms, **{"early_stopping": True} | usual | settings)
 
 
@@ -43,7 +44,7 @@ def test_a_trial_among_the_best_share_goes_on_and_a_worse_one_ends() -> None:
     values = [0.5, 0.4, 0.3, 0.5, 0.6, 0.2, 0.45]
     goes_on = []
     for number, value in enumerate(values):
-        rungs.note(number, [{"rung": None}, {"rung": 1 / 3, "val_accuracy": value}])
+        rungs.note(number, [{"rung": None}, {"rung": 1 / 3, "rung_accuracy": value}])
         goes_on.append(not rungs.stops(number, 1 / 3))
 
     assert goes_on == [True, False, False, True, True, False, False]  # the equal of the best is not behind it
@@ -61,7 +62,7 @@ def test_only_a_trial_that_is_at_a_rung_right_now_ends(tmp_path: Path) -> None:
     run = Played(tmp_path, long(arm("good", 2)), judge=falling)
     run.end(run.ask())
     late = run.ask()
-    records = [{"index": 0, "rung": 1 / 3, "val_accuracy": 0.1}, {"index": 1, "val_accuracy": 0.1}]
+    records = [{"index": 0, "rung": 1 / 3, "rung_accuracy": 0.1}, {"index": 1, "val_accuracy": 0.1}]
     payload: Any = {"records": records, "complete": False}
     assert run.scheduler.on_trial_result(None, late, payload) == TrialScheduler.CONTINUE  # taken up again behind it
     assert run.scheduler.on_trial_result(None, late, payload | {"records": records[:1]}) == TrialScheduler.STOP
@@ -144,11 +145,11 @@ def test_the_rungs_of_earlier_trials_are_known_after_a_resume(tmp_path: Path) ->
 
 
 def test_failed_and_unfinished_trials_are_no_measure() -> None:
-    record = {"val_accuracy": 0.9, "rung": 1 / 3}
+    record = {"rung_accuracy": 0.9, "rung": 1 / 3}
     for state, stops in (("COMPLETE", True), ("PRUNED", True), ("FAIL", False), ("RUNNING", False)):
         earlier = [({"number": n, "state": state}, [{"rung": None}, record]) for n in range(3)]
         rungs = Rungs(long(), earlier)
-        rungs.note(9, [{"rung": 1 / 3, "val_accuracy": 0.1}])
+        rungs.note(9, [{"rung": 1 / 3, "rung_accuracy": 0.1}])
         assert rungs.stops(9, 1 / 3) == stops
 
 

@@ -94,7 +94,56 @@ def test_a_rung_is_looked_at_as_soon_as_its_share_of_the_last_stage_is_done(imag
     assert "loss" not in within
     assert "train_accuracy" not in within
     assert at_end["loss"] > 0  # its own epoch's record
-    assert all(0 < r["val_accuracy"] <= 1 and r["val_loss"] > 0 and r["phase"] == "task" for r in found)
+    assert "val_accuracy" not in within
+    assert all(0 < r["rung_accuracy"] <= 1 and r["phase"] == "task" for r in found)
+
+
+def test_what_is_judged_at_a_rung_is_an_average_of_the_weights_since_the_last_stage_began(images):
+    training = start(images, replace(ROUNDS, share=0.5), replace(TRAIN, epochs=4))
+    first, seen = training.ends[-2], []
+    steps: list[dict[str, torch.Tensor]] = []
+    optimize = training._step
+
+    def step(*args: Any) -> Any:
+        if training.step >= first and not steps:
+            steps.append(copy.deepcopy(weights(training)))
+        result = optimize(*args)
+        if training.step >= first:
+            steps.append(copy.deepcopy(weights(training)))
+        return result
+
+    def measured() -> tuple[float, float]:
+        seen.append((len(steps) - 1, copy.deepcopy(weights(training))))
+        return 0.5, 1.0
+
+    training._step, training._measure = step, measured  # type: ignore[method-assign]
+    found = [record for record in looked(training, (2 / 3,)) if "rung" in record]
+    assert [r["step"] - first for r in found] == [4]
+    count, judged = next((n, w) for n, w in seen if n == 4)
+    for name, value in judged.items():
+        if value.is_floating_point():
+            expected = steps[0][name]
+            for n, at in enumerate(steps[1 : count + 1]):
+                expected = torch.lerp(expected, at[name], 1 - (1 + n) / (10 + n))
+            assert torch.allclose(value, expected, rtol=1e-5, atol=1e-7)
+    assert training.average is None  # no rung is left
+
+
+def test_a_resumed_run_is_judged_at_its_rungs_as_one_that_never_stopped(images):
+    rungs, expected, states = (0.35, 0.7), [], []
+    whole = start(images, Kd(), replace(TRAIN, epochs=6))
+    for record in whole.run(rungs, expected.append):
+        expected.append(record)
+        states.append((len(expected), copy.deepcopy(whole.state())))
+    assert sum("rung" in record for record in expected) == 2
+    assert [state["average"] is not None for _, state in states] == [True, True, True, True, False, False]
+    for stop, state in states:
+        second = start(images, Kd(), replace(TRAIN, epochs=6))
+        second.load(state)
+        found = expected[:stop]
+        for record in second.run(rungs, found.append):
+            found.append(record)
+        assert list(map(timeless, found)) == list(map(timeless, expected))
 
 
 @pytest.mark.parametrize("student", [RESNET, DROPPING])
@@ -107,7 +156,7 @@ def test_a_run_that_is_looked_at_is_trained_like_one_that_is_not(images, student
 
     assert [r["index"] for r in found] == list(range(len(found)))
     assert len(found) > len(expected)
-    whole = [{n: v for n, v in r.items() if n not in ("index", "rung")} for r in found if "loss" in r]
+    whole = [{n: v for n, v in r.items() if n not in ("index", "rung", "rung_accuracy")} for r in found if "loss" in r]
     assert whole == [{n: v for n, v in r.items() if n != "index"} for r in expected]
     assert same(weights(training), weights(plain))
 
