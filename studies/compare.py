@@ -32,7 +32,8 @@ from dfkt import (
     find_method,
 )
 from dfkt.analysis.figures import read_figures, save_figures
-from dfkt.cli.main import guarded
+from dfkt.cli.boundary import Parser, guarded
+from dfkt.cli.numbers import whole
 from dfkt.cli.options import as_name, data_name, split_names, updated, with_choices
 from dfkt.cli.settings import add_search
 from dfkt.cli.study import add_common, narrowed, run_all
@@ -57,7 +58,7 @@ SMOKE |= {"batch_size": 32, "trials": 1, "seeds": 2}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the studies that the switches name, in one queue; return the exit code of ``python -m dfkt``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("comparison")
     group.add_argument(
         "--name", default="compare", help="folder of its studies; the same name again resumes or extends them"
@@ -66,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     group.add_argument(
         "--methods", help=f"separated by commas, package.module:Class among them (default: {','.join(METHODS)})"
     )
-    group.add_argument("--trials", type=int, help=f"of each method's search (default: {TRIALS}); 0: reference settings")
+    group.add_argument(
+        "--trials", type=whole, help=f"of each method's search (default: {TRIALS}); 0: reference settings"
+    )
     group.add_argument("--ablations", action="store_true", help="also dfkt with one change at a time")
     group.add_argument(
         "--same-size",
@@ -78,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_search(group, "dfkt")
     add_common(parser, group)
-    arguments = parser.parse_args(argv)
-    return guarded(lambda: compare(arguments))
+    return guarded(lambda: compare(parser.parse_args(argv)), argv)
 
 
 def compare(a: argparse.Namespace) -> int:

@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from dfkt.cli.main import EXIT_FAILED, say
+from dfkt.cli.boundary import EXIT_FAILED, say
+from dfkt.cli.numbers import whole
 from dfkt.cli.options import (
     add_data,
     add_device,
@@ -62,7 +63,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         help="open the test split for a --trial too, also for one that is trained already",
     )
     add_settings(group, "the method")
-    group.add_argument("--seed", type=int, help="initial weights, order of images, augmentation")
+    group.add_argument("--seed", type=whole, help="initial weights, order of images, augmentation")
     group.add_argument("--out", default="results/distill", help="folder of the run (default: results/distill)")
     add_data(parser)
     add_networks(parser)
@@ -149,7 +150,7 @@ def split_trial(text: str) -> tuple[str, str | None, int | None]:
     """Return folder, arm and number of ``FOLDER[:ARM][:NUMBER]``; the folder may be a URI."""
     arm = number = None
     folder, _, tail = text.rpartition(":")
-    if folder and tail.isdecimal():
+    if folder and tail.isascii() and tail.isdecimal() and len(tail) < 10:
         text, number = folder, int(tail)
     if ":" in text.rpartition("/")[2] and not Storage(text).exists("study.json"):
         text, _, arm = text.rpartition(":")

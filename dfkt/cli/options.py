@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dfkt.cli.numbers import number, whole
 from dfkt.config import (
     KNOWN_SETS,
     DataConfig,
@@ -34,14 +35,14 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "(default: the script's, or digits)",
     )
     group.add_argument("--data-root", help="where torchvision's sets are kept (default: ~/.cache/dfkt/data)")
-    group.add_argument("--image-size", type=int, help="resize images to this many pixels")
+    group.add_argument("--image-size", type=whole, help="resize images to this many pixels")
     group.add_argument(
         "--augment",
         help="crop (or resize), flip, separated by commas; none (default: the set's own; no folder is mirrored)",
     )
-    group.add_argument("--padding", type=int, help="pixels of zeros around an image before it is cropped")
-    group.add_argument("--limit-train", type=int, help="use at most so many training images")
-    group.add_argument("--limit-test", type=int, help="use at most so many test images")
+    group.add_argument("--padding", type=whole, help="pixels of zeros around an image before it is cropped")
+    group.add_argument("--limit-train", type=whole, help="use at most so many training images")
+    group.add_argument("--limit-test", type=whole, help="use at most so many test images")
 
 
 def add_networks(parser: argparse.ArgumentParser, *, student: bool = True) -> None:
@@ -49,7 +50,7 @@ def add_networks(parser: argparse.ArgumentParser, *, student: bool = True) -> No
     group = parser.add_argument_group("networks (resnetN, torchvision:NAME or package.module:function)")
     for role, usual in (("teacher", "resnet26"), ("student", "resnet8"))[: 2 if student else 1]:
         group.add_argument(f"--{role}", help=f"the {role} network (default: the script's, or {usual})")
-        group.add_argument(f"--{role}-width", type=float, help=f"multiplies the {role} ResNet's channels")
+        group.add_argument(f"--{role}-width", type=number, help=f"multiplies the {role} ResNet's channels")
         group.add_argument(f"--{role}-taps", help="module paths of its taps, bottom to top, separated by commas")
     group.add_argument("--teacher-checkpoint", help="a state dict to use instead of training a teacher")
     for moment, usual in (("mean", "0.485,0.456,0.406"), ("std", "0.229,0.224,0.225")):
@@ -59,7 +60,7 @@ def add_networks(parser: argparse.ArgumentParser, *, student: bool = True) -> No
             f"such as {usual}, or one for all (default: the image set's)",
         )
     if student:
-        group.add_argument("--teacher-epochs", type=float, help="epochs of the teacher's training")
+        group.add_argument("--teacher-epochs", type=number, help="epochs of the teacher's training")
     group.add_argument("--teacher-root", help="where trained teachers are kept (default: ~/.cache/dfkt/teachers)")
 
 
@@ -68,28 +69,28 @@ def add_training(parser: argparse.ArgumentParser, *, student: bool = True) -> No
     group = parser.add_argument_group("training")
     if not student:
         group.add_argument(
-            "--epochs", "--teacher-epochs", type=float, dest="teacher_epochs", help="of its training (default: 60)"
+            "--epochs", "--teacher-epochs", type=number, dest="teacher_epochs", help="of its training (default: 60)"
         )
-    group.add_argument("--batch-size", type=int, help="images per step, over all workers together (default: 128)")
+    group.add_argument("--batch-size", type=whole, help="images per step, over all workers together (default: 128)")
     group.add_argument("--precision", choices=typing.get_args(Precision), help="of the networks (default: auto)")
     if student:
         group.add_argument(
             "--epochs",
-            type=float,
+            type=number,
             help="of a student's whole run, flow stages counted in (default: the script's, or 60)",
         )
         group.add_argument(
-            "--clip-norm", type=float, help="clip the gradient's norm in stages without a limit of their own"
+            "--clip-norm", type=number, help="clip the gradient's norm in stages without a limit of their own"
         )
 
 
 def add_workers(parser: argparse.ArgumentParser, *, settings: bool = True) -> None:
     """Add the switches that say what one run spans, with those that count as settings or without."""
     group = parser.add_argument_group("hardware")
-    group.add_argument("--workers-per-run", type=int, help="data-parallel workers of one run (default: 1)")
-    group.add_argument("--cpus-per-worker", type=int, help="CPUs of a worker (default: 1)")
+    group.add_argument("--workers-per-run", type=whole, help="data-parallel workers of one run (default: 1)")
+    group.add_argument("--cpus-per-worker", type=whole, help="CPUs of a worker (default: 1)")
     group.add_argument(
-        "--gpus-per-worker", type=float, help="GPUs of a worker; a fraction shares one (default: 1 if there are any)"
+        "--gpus-per-worker", type=number, help="GPUs of a worker; a fraction shares one (default: 1 if there are any)"
     )
     if settings:
         group.add_argument(
@@ -97,7 +98,7 @@ def add_workers(parser: argparse.ArgumentParser, *, settings: bool = True) -> No
             action="store_true",
             help="several workers normalise each by its own share of a batch",
         )
-    group.add_argument("--checkpoint-every", type=int, help="epochs between checkpoints (default: 1)")
+    group.add_argument("--checkpoint-every", type=whole, help="epochs between checkpoints (default: 1)")
     group.add_argument("--address", help="Ray cluster to use (default: RAY_ADDRESS, or this machine)")
 
 
@@ -107,11 +108,11 @@ def add_device(parser: argparse.ArgumentParser, *, student: bool = True) -> None
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     group.add_argument(
         "--threads",
-        type=int,
+        type=whole,
         help="CPU threads, which change the last bits (default: 1, as a study's --cpus-per-worker)",
     )
     if student:
-        group.add_argument("--checkpoint-every", type=int, help="epochs between checkpoints (default: 1)")
+        group.add_argument("--checkpoint-every", type=whole, help="epochs between checkpoints (default: 1)")
 
 
 def updated(config: Any, **values: Any) -> Any:
@@ -132,8 +133,8 @@ def split_numbers(switch: str, text: str | None) -> tuple[float, ...] | None:
         ConfigError: If there are none, or one of them is none.
     """
     try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
+        return None if text is None else tuple(number(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
         raise ConfigError(f"`{switch}` takes numbers separated by commas, but got {text!r}.") from None
 
 

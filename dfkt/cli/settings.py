@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
+from dfkt.cli.numbers import number
 from dfkt.config import build, to_dict
 from dfkt.errors import ConfigError
 from dfkt.methods.base import Method
@@ -135,7 +136,7 @@ def _parse_narrowed(text: str) -> tuple[str, Range | tuple[Any, ...]]:
         return name, tuple(_parsed(word) for word in value.split(","))
     low, _, high = value.removeprefix("log:").partition("..")
     try:
-        ends = float(low), float(high)
-    except ValueError:
+        ends = number(low), number(high)
+    except argparse.ArgumentTypeError:
         raise ConfigError(f"A range is LOW..HIGH in numbers, but got {text!r}.") from None
     return name, Range(*ends, log=log)

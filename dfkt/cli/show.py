@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from dfkt.cli.main import say
+from dfkt.cli.boundary import say
+from dfkt.cli.numbers import whole
 from dfkt.config import check_rule
 
 HELP = "print the tables of a study, or of a folder of studies"
@@ -14,7 +15,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     """Add the command's switches."""
     parser.add_argument("study", help="folder of a study or of several, local or s3://…")
     parser.add_argument(
-        "--best", type=int, help="how many of an arm's best trials to list (default: 5, or 1 of several)"
+        "--best", type=whole, help="how many of an arm's best trials to list (default: 5, or 1 of several)"
     )
 
 

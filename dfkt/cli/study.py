@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dfkt.cli.main import EXIT_FAILED, EXIT_INTERRUPTED, guarded, say
+from dfkt.cli.boundary import EXIT_FAILED, EXIT_INTERRUPTED, Parser, guarded, say
+from dfkt.cli.numbers import whole
 from dfkt.cli.options import (
     add_data,
     add_networks,
@@ -43,7 +44,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         "--method", help=f"the one searched: {', '.join(METHODS)}, or package.module:Class (default: dfkt)"
     )
     group.add_argument(
-        "--trials", type=int, help="trials of the whole search; more than before extends it; 0: reference settings"
+        "--trials", type=whole, help="trials of the whole search; more than before extends it; 0: reference settings"
     )
     group.add_argument("--baselines", help="methods beside it at their reference settings, separated by commas")
     group.add_argument("--no-early-stopping", action="store_true", help="let every trial run to its end")
@@ -57,12 +58,12 @@ def add_common(parser: argparse.ArgumentParser, group: argparse._ActionsContaine
     group.add_argument(
         "--results", default="results", help="folder that holds studies, local or s3://… (default: results)"
     )
-    group.add_argument("--seeds", type=int, help="final runs of each arm")
+    group.add_argument("--seeds", type=whole, help="final runs of each arm")
     group.add_argument(
-        "--confirm", type=int, help="best trials of a search that are trained again with another seed (default: 3)"
+        "--confirm", type=whole, help="best trials of a search that are trained again with another seed (default: 3)"
     )
-    group.add_argument("--search-seed", type=int, help="seed of Optuna's samplers")
-    group.add_argument("--max-failures", type=int, help="restarts of a run whose process died (default: 2)")
+    group.add_argument("--search-seed", type=whole, help="seed of Optuna's samplers")
+    group.add_argument("--max-failures", type=whole, help="restarts of a run whose process died (default: 2)")
     group.add_argument("--smoke", action="store_true", help="shrink it to a smoke run of a minute or two")
     add_data(parser)
     add_networks(parser)
@@ -72,10 +73,9 @@ def add_common(parser: argparse.ArgumentParser, group: argparse._ActionsContaine
 
 def run_script(config: StudyConfig, description: str | None, argv: Sequence[str] | None = None) -> int:
     """Run a study script: ``config`` is what it chooses, its switches those of ``python -m dfkt study``."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_switches(parser)
-    arguments = parser.parse_args(argv)
-    return guarded(lambda: run(arguments, config))
+    return guarded(lambda: run(parser.parse_args(argv), config), argv)
 
 
 def run(a: argparse.Namespace, config: StudyConfig | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dfkt.cli.main import say
+from dfkt.cli.boundary import say
 from dfkt.cli.options import add_data, add_device, add_networks, add_training, read_placement, with_data, with_teacher
 from dfkt.config import DataConfig, TeacherConfig
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +63,7 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
     options: dict[str, Any] = {}
     if not address:  # the dashboard must be on: it frees the placement groups of stopped trials
         options = {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         context = ray.init(
             address=address,
@@ -71,6 +74,8 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
         )
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"No Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # Ray's own ends the process at once
     ray._private.worker._worker_logs_enabled = False  # else lines of the raylet come though `log_to_driver` is off
     if log is not None and context.dashboard_url:
         log(f"Ray's dashboard: http://{context.dashboard_url}")

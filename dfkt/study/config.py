@@ -108,7 +108,7 @@ class StudyConfig:
     """Shares of a trial's task stage at which it is held against the others."""
     least_epochs: float = 1.0
     """No trial ends before so many epochs of its task stage; an arm whose method has no rung then is not stopped at all."""
-    reduction_factor: int = 4
+    reduction_factor: int = 3
     """The best 1/reduction_factor of those that have passed a rung go on."""
     spared: float = 0.1
     """Share of the trials that never end early: they show how well rungs predict the end."""

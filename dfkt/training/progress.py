@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -48,8 +49,9 @@ class ProgressLine:
 
     @staticmethod
     def _write(text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # nobody reads it any more; the work goes on
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 def place(record: Record) -> str:

@@ -140,7 +140,7 @@ def test_a_range_or_choices_are_read(text: str, given: Any) -> None:
         ("rate=0.1..", "in numbers, but got 'rate=0.1..'"),
         ("rate=a..b", "in numbers"),
         ("rate=0.5..0.1", "low <= high"),
-        ("rate=nan..1", "both finite"),
+        ("rate=nan..1", "LOW..HIGH in numbers"),
         ("rate=log:0..1", "low > 0"),
     ],
 )
