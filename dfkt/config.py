@@ -83,10 +83,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_rule(bool(self.name), "data name is not empty", name=self.name)
         check_rule(0 < self.val_fraction < 1, "0 < val_fraction < 1", val_fraction=self.val_fraction)
-        for name in ("image_size", "limit_train", "limit_test"):
+        limits = {"limit_train": (1, 10**9), "limit_test": (1, 10**9), "image_size": (1, 4096), "padding": (0, 4096)}
+        for name, (least, most) in limits.items():
             value = getattr(self, name)
-            check_rule(value is None or value >= 1, f"{name} >= 1", **{name: value})
-        check_rule(self.padding is None or self.padding >= 0, "padding >= 0", padding=self.padding)
+            check_rule(value is None or least <= value <= most, f"{least} <= {name} <= {most}", **{name: value})
         check_choice("crop", self.crop, (None, *typing.get_args(Crop)))
         ok = self.padding is None or self.crop in (None, "padded")
         check_rule(ok, "padding belongs to a padded crop", crop=self.crop, padding=self.padding)
@@ -105,7 +105,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         check_rule(bool(self.name), "network name is not empty", name=self.name)
-        check_rule(is_finite(self.width) and self.width > 0, "width > 0", width=self.width)
+        check_rule(is_finite(self.width) and 0 < self.width <= 64, "0 < width <= 64", width=self.width)
         if self.taps is not None:
             check_rule(len(self.taps) >= 2, "len(taps) >= 2", "A flow pair needs two taps.", taps=self.taps)
             check_rule(len(set(self.taps)) == len(self.taps), "taps differ from each other", taps=self.taps)
@@ -148,7 +148,7 @@ class TrainConfig:
     """Several workers normalise by the whole batch's statistics, as one worker does; without it each by its share's."""
 
     def __post_init__(self) -> None:
-        check_rule(is_finite(self.epochs) and self.epochs > 0, "epochs > 0", epochs=self.epochs)
+        check_rule(is_finite(self.epochs) and 0 < self.epochs <= 1e6, "0 < epochs <= 1e6", epochs=self.epochs)
         check_rule(self.batch_size >= 1, "batch_size >= 1", batch_size=self.batch_size)
         check_rule(0 <= self.seed < 2**63, "0 <= seed < 2**63", seed=self.seed)
         check_rule(self.clip_norm is None or self.clip_norm > 0, "clip_norm > 0", clip_norm=self.clip_norm)

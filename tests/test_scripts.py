@@ -192,7 +192,7 @@ BAD = [
     ("--results ''", "empty"),
     ("--export file/below", "must be writable"),
     ("--workers-per-run 0", "workers per run >= 1"),
-    ("--epochs 0", "epochs > 0"),
+    ("--epochs 0", "0 < epochs <= 1e6"),
     ("--teacher-checkpoint absent.pt", "does not exist"),
 ]
 

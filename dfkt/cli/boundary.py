@@ -24,6 +24,8 @@ from dfkt.errors import DfktError, InputError, one_line
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 LIBRARIES = r"(torch|torchvision|ray|optuna|pyarrow|pandas|numpy|PIL)(\.|$)"
 """Whose warnings are not for the user."""
+LONGEST = 1200
+"""Characters of an error's line: its end says what to do."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -100,12 +102,17 @@ def _told(error: BaseException) -> int:
     known = {InputError: ("error", EXIT_INPUT), DfktError: ("failed", EXIT_FAILED)}
     for kind, (word, code) in known.items():
         if isinstance(error, kind):
-            _write(sys.stderr, f"{word}: {' '.join(str(error).splitlines())}\n")
+            _write(sys.stderr, f"{word}: {_shortened(' '.join(str(error).splitlines()))}\n")
             return code
     place = traceback.extract_tb(error.__traceback__)[-1]
     at = f"{Path(place.filename).name}:{place.lineno}"
     _write(sys.stderr, f"failed: not foreseen: {one_line(error)} ({at}); --debug shows the traceback\n")
     return EXIT_FAILED
+
+
+def _shortened(text: str) -> str:
+    """Return a text without its middle, if it is longer than any that was meant to be read."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import typing
 from dataclasses import replace
@@ -165,7 +166,7 @@ def data_name(text: str) -> str:
 
 def with_data(config: DataConfig, a: argparse.Namespace) -> DataConfig:
     """Return a configuration with the images that were chosen."""
-    folder = bool(a.data) and Path(a.data).expanduser().is_dir() and a.data not in KNOWN_SETS
+    folder = bool(a.data) and os.path.isdir(os.path.expanduser(a.data)) and a.data not in KNOWN_SETS
     changed = updated(
         config,
         name=absolute_path(a.data) if folder else a.data,

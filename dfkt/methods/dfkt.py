@@ -21,6 +21,8 @@ FAMILIES = ("dense", "sliding", "from-bottom", "to-top", "adjacent")
 """Families of overlap patterns that a search tries."""
 ORDERS = ("cumulative", "local")
 MOST_ROUNDS = 3
+"""Of a search."""
+MOST_STAGES = 1000  # rounds that a schedule is made of, at most
 STAGE_LENGTH = (1 / 3, 3.0)
 WEIGHT = (0.1, 10.0)
 MOST_SHOWN = 20
@@ -120,14 +122,14 @@ class Dfkt(Method):
         check_choice("norm", self.norm, FLOW_NORMS)
         check_choice("order", self.order, get_args(StageOrder))
         check_choice("weights", self.weights, ("span", "pair"))
-        check_rule(
-            isinstance(self.rounds, int) and self.rounds >= 0, "rounds is a whole number >= 0", rounds=self.rounds
-        )
+        ok = isinstance(self.rounds, int) and 0 <= self.rounds <= MOST_STAGES
+        check_rule(ok, f"rounds is a whole number, 0 <= rounds <= {MOST_STAGES}", rounds=self.rounds)
         check_rule(0 < self.share < 1, "0 < share < 1", share=self.share)
         check_rule(self.weight <= 1, "weight <= 1", weight=self.weight)
         check_rule(self.temperature > 0, "temperature > 0", temperature=self.temperature)
         check_rule(self.clip_norm is None or self.clip_norm > 0, "clip_norm > 0", clip_norm=self.clip_norm)
-        check_rule(all(s > 0 for s in self.stage_lengths), "stage_lengths > 0", stage_lengths=self.stage_lengths)
+        ok = all(0 < s <= 1e6 for s in self.stage_lengths)
+        check_rule(ok, "0 < stage_lengths <= 1e6", stage_lengths=self.stage_lengths)
         ok = all(is_finite(w) and w >= 0 for *_, w in self.pair_weights)
         check_rule(ok, "pair_weights are finite and >= 0", pair_weights=self.pair_weights)
 

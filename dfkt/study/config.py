@@ -72,7 +72,7 @@ class ArmConfig:
         check_rule(isinstance(self.trials, int) and self.trials >= 0, "trials >= 0", trials=self.trials)
         check_rule(self.parent is None or not self.trials, "an ablation has no trials", trials=self.trials)
         check_rule(self.parent is not None or not self.change, "a change needs a parent", change=dict(self.change))
-        check_rule(self.epochs is None or self.epochs > 0, "epochs > 0", epochs=self.epochs)
+        check_rule(self.epochs is None or 0 < self.epochs <= 1e6, "0 < epochs <= 1e6", epochs=self.epochs)
 
     def of(self, winner: Method) -> Method:
         """Return an ablation's method: its parent's winner with the change.

@@ -151,7 +151,7 @@ def test_a_pattern_that_does_not_fit_is_refused():
         ({"weight": 1.5}, "`weight <= 1`"),
         ({"temperature": 0.0}, "`temperature > 0`"),
         ({"clip_norm": 0.0}, "`clip_norm > 0`"),
-        ({"stage_lengths": (1.0, 0.0)}, "`stage_lengths > 0`"),
+        ({"stage_lengths": (1.0, 0.0)}, "0 < stage_lengths <= 1e6"),
         ({"span_weights": (1.0, float("nan"))}, "span_weights is finite"),
         ({"pair_weights": ((0, 1, float("inf")),)}, "pair_weights are finite"),
         ({"weights": "tap"}, "`weights` must be one of span, pair"),
