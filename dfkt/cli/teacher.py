@@ -21,9 +21,12 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
 
 def run(a: argparse.Namespace) -> int:
     """Train or find."""
+    from dfkt.data.load import check_test
     from dfkt.training.run import images_for
     from dfkt.training.teacher import find_teacher
 
-    config, placement = with_teacher(TeacherConfig(), a), read_placement(a)
-    find_teacher(config, images_for(with_data(DataConfig(), a), placement), placement, say)
+    config, data, placement = with_teacher(TeacherConfig(), a), with_data(DataConfig(), a), read_placement(a)
+    images = images_for(data, placement)
+    check_test(data, placement.data_root, images)
+    find_teacher(config, images, placement, say)
     return 0

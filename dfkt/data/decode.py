@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from dfkt.errors import DataError
+from dfkt.data.listing import unreadable
+from dfkt.data.source import blank
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
+LONGEST = 100
+"""Most times that an image's longer side may be its shorter one: of a longer one the centre shows nothing."""
 CHUNK = 64
+_SCALED = ("PNG", "PPM")
+"""Formats whose pixels of 32 bits hold the 16 bits of the file."""
 
 
 def decode_all(paths: Sequence[Path], *, size: int, channels: int | None = None, title: str = "") -> NDArray[np.uint8]:
@@ -28,10 +35,10 @@ def decode_all(paths: Sequence[Path], *, size: int, channels: int | None = None,
         title: What the progress bar calls them.
 
     Raises:
-        DataError: If a file cannot be decoded.
+        DataError: If a file cannot be decoded, or all do not fit into memory.
     """
     count = len(paths)
-    images = np.empty((count, size, size, channels or 3), dtype=np.uint8)
+    images = blank(count, size, size, channels or 3)
     grey = np.zeros(count, dtype=np.bool_)
 
     def decode(start: int) -> int:
@@ -41,11 +48,27 @@ def decode_all(paths: Sequence[Path], *, size: int, channels: int | None = None,
             images[i], grey[i] = image, image.shape[2] == 1
         return stop - start
 
-    bar = tqdm(total=count, desc=f"decoding {title}", unit="img", disable=None)
-    with bar, ThreadPool(os.cpu_count()) as pool:  # PIL decodes and resizes without holding the GIL
-        for done in pool.imap_unordered(decode, range(0, count, CHUNK)):
-            bar.update(done)
+    _in_parallel(decode, count, f"decoding {title}")
     return np.ascontiguousarray(images[..., :1]) if grey.all() else images
+
+
+def shorter_sides(paths: Sequence[Path], *, title: str = "") -> list[int]:
+    """Return the smaller of height and width in pixels of image files, read from their headers: nothing is decoded.
+
+    Raises:
+        DataError: If a file is no image that :func:`decode_all` could take, as far as its header tells.
+    """
+    sides = [0] * len(paths)
+
+    def read(start: int) -> int:
+        stop = min(start + CHUNK, len(paths))
+        for i in range(start, stop):
+            with _opened(paths[i]) as image:
+                sides[i] = min(image.size)
+        return stop - start
+
+    _in_parallel(read, len(paths), f"checking {title}")
+    return sides
 
 
 def decode_image(path: Path, *, size: int, channels: int | None = None) -> NDArray[np.uint8]:
@@ -54,30 +77,43 @@ def decode_image(path: Path, *, size: int, channels: int | None = None) -> NDArr
     Raises:
         DataError: If the file cannot be decoded.
     """
-    try:
-        with Image.open(path) as opened:
-            image = _convert(opened, grey=opened.mode in GREY_MODES if channels is None else channels == 1)
+    with _opened(path) as opened:
+        image = _convert(opened, grey=opened.mode in GREY_MODES if channels is None else channels == 1)
         short = min(image.size)
         if short != size:
             width, height = (max(size, round(side * size / short)) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         return np.asarray(image)[top : top + size, left : left + size].reshape(size, size, -1)
-    except Exception as error:  # PIL's decoders raise nearly anything on broken files
-        raise _broken(path, error) from error
 
 
-def shorter_side(path: Path) -> int:
-    """Return the smaller of an image file's height and width in pixels, without decoding it.
+def _in_parallel(work: Callable[[int], int], count: int, title: str) -> None:
+    """Call ``work`` with the first of every :data:`CHUNK` of images, in threads: PIL decodes without holding the GIL."""
+    bar = tqdm(total=count, desc=title, unit="img", disable=None if count > CHUNK else True)
+    with warnings.catch_warnings(), bar, ThreadPool(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # PIL's, of large images and odd tags
+        for done in pool.imap_unordered(work, range(0, count, CHUNK)):
+            bar.update(done)
 
-    Raises:
-        DataError: If it is no readable image.
-    """
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file whose header is in order; whatever fails as long as it is open is told of the file."""
     try:
         with Image.open(path) as image:
-            return min(image.size)
-    except Exception as error:  # as in decode_image
-        raise _broken(path, error) from error
+            _check_header(image)
+            yield image
+    except UnidentifiedImageError as error:
+        raise unreadable(path, ValueError("no known kind of image")) from error
+    except Exception as error:  # PIL's decoders raise nearly anything on broken files
+        raise unreadable(path, error) from error
+
+
+def _check_header(image: Image.Image) -> None:
+    if image.mode == "F" or (image.mode == "I" and image.format not in _SCALED):
+        raise ValueError("pixels of 32 bits have no scale that is known; 8 and 16 bits have")
+    if max(image.size) > LONGEST * min(image.size):
+        raise ValueError(f"{image.width}x{image.height} pixels; one side may be {LONGEST} times as long as the other")
 
 
 def _convert(image: Image.Image, *, grey: bool) -> Image.Image:
@@ -87,8 +123,3 @@ def _convert(image: Image.Image, *, grey: bool) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("L" if grey else "RGB")
-
-
-def _broken(path: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())
-    return DataError(f"Every image must be readable, but {path} is not ({reason}). Remove or replace it.")

@@ -11,44 +11,37 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from dfkt.data.decode import decode_all, shorter_side
+from dfkt.data.decode import decode_all, shorter_sides
+from dfkt.data.listing import (
+    Listing,
+    check_classes,
+    check_filled,
+    check_not_empty,
+    class_names,
+    find_splits,
+    list_images,
+    shown,
+    what_is_left_out,
+)
+from dfkt.data.locked import locked
 from dfkt.data.source import Arrays, Source
 from dfkt.errors import DataError
 
-SPLITS = ("train", "val", "test")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 CACHE_VERSION = 1
 """To be raised whenever decoding gives other pixels than before."""
-_KNOWN_ENDINGS = f"Images end in {', '.join(EXTENSIONS)}."
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The image files of one split, sorted by class and path."""
-
-    folder: Path
-    files: tuple[str, ...]
-    labels: tuple[int, ...]
-    stamp: str
-    """Hash of the files' relative paths, sizes and modification times."""
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files with their folder."""
-        return [self.folder / file for file in self.files]
+SAMPLED = 20
+"""Classes whose first images are looked at to tell whether all have one size."""
 
 
 def read_folder(folder: Path, cache: Path, *, size: int | None = None) -> Source:
     """Return what a folder of images has for training, decoding what the cache does not hold.
 
-    No image of ``test/`` is opened, only its class names are looked at.
+    No image of ``test/`` is opened, only its files are listed.
 
     Args:
         folder: Folder with ``train/`` and optionally ``val/`` and ``test/``, or with the class folders themselves.
@@ -57,32 +50,36 @@ def read_folder(folder: Path, cache: Path, *, size: int | None = None) -> Source
             are resized to that shorter side and cropped at the centre.
 
     Raises:
-        DataError: If there are fewer than two classes, an empty class, a class that ``train/`` lacks, or an image
-            that cannot be decoded.
+        DataError: If there are fewer than two classes, an empty class, an empty split, a class that ``train/`` lacks,
+            or what cannot be read.
     """
     folders = find_splits(folder)
-    classes = _class_names(folders["train"])
+    classes = class_names(folders["train"])
     if len(classes) < 2:
-        found = f"only {classes[0]!r}" if classes else "none"
+        found = f"only {shown(classes[0])!r}" if classes else "none"
         raise DataError(
-            f"`{folders['train']}` must hold one sub-folder for each of two or more classes, but has {found}."
+            f"`{shown(folders['train'])}` must hold one sub-folder for each of two or more classes, but has {found}."
         )
     for split, path in folders.items():
-        _check_classes(split, path, classes)
-    listings = {split: list_images(path, classes) for split, path in folders.items() if split != "test"}
-    _check_filled(listings, classes)
+        check_classes(split, path, classes)
+    listings = {split: list_images(path, classes) for split, path in folders.items()}
+    check_filled(listings, classes)
+    notes = what_is_left_out(folder, listings, classes)
+    if size is None:
+        size, more = _first_size(listings["train"])
+        notes += more
 
-    train, place = read_images(listings["train"], cache, size=size or _first_size(listings["train"]))
+    train, place = read_images(listings["train"], cache, size=size)
     val, places = None, [place.name]
     if "val" in listings:  # its size and channels follow train
         images, place = read_images(listings["val"], cache, size=train.shape[1], channels=train.shape[3])
         val = images, _labels(listings["val"])
         places.append(place.name)
-    notes = [f"decoded images are kept in {cache} ({', '.join(places)})"]
+    notes.append(f"decoded images are kept in {shown(cache)} ({', '.join(places)})")
     if "test" not in folders:
         notes.append("no test/ folder: a fifth of train was split off as test")
     return Source(
-        folder.resolve().name, classes, (train, _labels(listings["train"])), val, owns_test="test" in folders,
+        shown(folder.resolve().name), classes, (train, _labels(listings["train"])), val, owns_test="test" in folders,
         padding=max(1, train.shape[1] // 8), flip=False, notes=tuple(notes),
     )  # fmt: skip
 
@@ -100,41 +97,40 @@ def read_folder_test(folder: Path, cache: Path, classes: tuple[str, ...], *, siz
     Raises:
         DataError: If it is empty, holds another class, or an image cannot be decoded.
     """
-    path = find_splits(folder).get("test")
-    if path is None:
+    listing = _list_test(folder, classes)
+    if listing is None:
         return None
-    _check_classes("test", path, classes)
-    listing = list_images(path, classes)
-    _check_not_empty("test", listing)
     return read_images(listing, cache, size=size, channels=channels)[0], _labels(listing)
 
 
-def find_splits(folder: Path) -> dict[str, Path]:
-    """Return the folders of ``train`` and of ``val`` and ``test`` where they exist.
+def check_folder_test(folder: Path, cache: Path, classes: tuple[str, ...], *, size: int, channels: int) -> None:
+    """Refuse a ``test/`` that :func:`read_folder_test` could not read, from its files' headers: no image is decoded.
+
+    Nothing is opened where the cache holds the decoded images already.
+
+    Args:
+        folder: As for :func:`read_folder_test`.
+        cache: Likewise.
+        classes: Likewise.
+        size: Likewise.
+        channels: Likewise.
 
     Raises:
-        DataError: If there is ``val/`` or ``test/`` but no ``train/``.
+        DataError: As there; of an image that is cut off behind its header nothing is known yet.
     """
-    names = _class_names(folder)
-    # A class may itself be called "train": then it stands beside other classes and holds no folders.
-    is_class = "train" in names and not _class_names(folder / "train") and bool(set(names) - set(SPLITS))
-    if "train" in names and not is_class:
-        return {split: folder / split for split in SPLITS if split in names}
-    if not is_class and (found := [split for split in SPLITS if split in names]):
-        raise DataError(f"A folder with {found[0]}/ must hold train/ beside it, but {folder} does not.")
-    return {"train": folder}
+    listing = _list_test(folder, classes)
+    if listing is not None and _kept(listing, cache, size, channels)[1] is None:
+        shorter_sides(listing.paths, title="test")
 
 
-def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
-    """Return the image files under ``folder/CLASS`` for every class, without opening them."""
-    found: list[tuple[str, int, int]] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        if (folder / name).is_dir():
-            found += sorted(_scan(folder / name, name))
-            labels += [label] * (len(found) - len(labels))
-    stamp = hashlib.sha256(repr(found).encode()).hexdigest()
-    return Listing(folder, tuple(entry[0] for entry in found), tuple(labels), stamp)
+def _list_test(folder: Path, classes: tuple[str, ...]) -> Listing | None:
+    path = find_splits(folder).get("test")
+    if path is None:
+        return None
+    check_classes("test", path, classes)
+    listing = list_images(path, classes)
+    check_not_empty("test", listing)
+    return listing
 
 
 def read_images(
@@ -153,73 +149,44 @@ def read_images(
     Raises:
         DataError: If an image cannot be decoded, or the cache cannot be written.
     """
-    settings = repr((CACHE_VERSION, listing.stamp, size, channels))
-    path = cache / f"{hashlib.sha256(settings.encode()).hexdigest()[:16]}.npy"
-    expected = len(listing.files), size
-    images = _load(path, expected)
+    path, images = _kept(listing, cache, size, channels)
     if images is not None:
         return images, path
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            images = _load(path, expected)  # another process may have written it meanwhile
+        with locked(cache, f"{path.name}.lock"):
+            images = _kept(listing, cache, size, channels)[1]  # another process may have written it meanwhile
             if images is None:
                 images = decode_all(listing.paths, size=size, channels=channels, title=listing.folder.name)
                 _save(path, images)
                 images = _map(path)  # the decoded copy is given up
     except OSError as error:
+        reason = error.strerror or error
         raise DataError(
-            f"The data root must be writable, but {cache} is not ({error}). Set another data root."
+            f"The data root must be writable, but {shown(cache)} is not ({reason}). Set another data root."
         ) from error
     return images, path
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    with os.scandir(folder) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+def _kept(listing: Listing, cache: Path, size: int, channels: int | None) -> tuple[Path, NDArray[np.uint8] | None]:
+    """Return the file that keeps a listing's decoded images, and these; ``None`` if it is missing or damaged."""
+    settings = repr((CACHE_VERSION, listing.stamp, size, channels))
+    path = cache / f"{hashlib.sha256(settings.encode()).hexdigest()[:16]}.npy"
+    return path, _load(path, (len(listing.files), size))
 
 
-def _scan(folder: Path | str, prefix: str) -> list[tuple[str, int, int]]:
-    found: list[tuple[str, int, int]] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith("."):
-                continue
-            if name.lower().endswith(EXTENSIONS):
-                stat = entry.stat()
-                found.append((f"{prefix}/{name}", stat.st_size, stat.st_mtime_ns))
-            elif entry.is_dir():
-                found += _scan(entry.path, f"{prefix}/{name}")
-    return found
-
-
-def _first_size(listing: Listing) -> int:
-    return shorter_side(listing.folder / listing.files[0])
+def _first_size(listing: Listing) -> tuple[int, list[str]]:
+    """Return the shorter side of the first image, and a note where other classes' first images have other sizes."""
+    firsts = sorted({label: place for place, label in reversed([*enumerate(listing.labels)])}.values())
+    sides = shorter_sides([listing.folder / listing.files[place] for place in firsts[:SAMPLED]])
+    if len({*sides}) == 1:
+        return sides[0], []
+    size, first = sides[0], shown(listing.files[0])
+    note = f"images of several sizes become {size}x{size}, as the first is ({first}); --image-size sets another"
+    return size, [note]
 
 
 def _labels(listing: Listing) -> NDArray[np.int64]:
     return np.array(listing.labels, dtype=np.int64)
-
-
-def _check_classes(split: str, folder: Path, classes: tuple[str, ...]) -> None:
-    unknown = [name for name in _class_names(folder) if name not in classes]
-    if unknown:
-        raise DataError(f"Every class of {split}/ must be in train/ too, but got {', '.join(unknown)} in {folder}.")
-
-
-def _check_filled(listings: dict[str, Listing], classes: tuple[str, ...]) -> None:
-    for split, listing in listings.items():
-        _check_not_empty(split, listing)
-    filled = set(listings["train"].labels)
-    empty = [name for label, name in enumerate(classes) if label not in filled]
-    if empty:
-        raise DataError(f"Every class must have training images, but {', '.join(empty)} has none. {_KNOWN_ENDINGS}")
-
-
-def _check_not_empty(split: str, listing: Listing) -> None:
-    if not listing.files:
-        raise DataError(f"The {split} split must hold images, but {listing.folder} has none. {_KNOWN_ENDINGS}")
 
 
 def _load(path: Path, expected: tuple[int, int]) -> NDArray[np.uint8] | None:
@@ -241,7 +208,10 @@ def _map(path: Path) -> NDArray[np.uint8]:
 
 
 def _save(path: Path, images: NDArray[np.uint8]) -> None:
-    part = path.with_suffix(".part")  # one name is enough: the lock is held
-    with part.open("wb") as file:
-        np.save(file, images)
-    os.replace(part, path)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            np.save(file, images)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -9,20 +9,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dfkt.config import KNOWN_SETS, DataConfig
-from dfkt.data.folder import read_folder, read_folder_test
+from dfkt.data.folder import check_folder_test, read_folder, read_folder_test
 from dfkt.data.image_set import CHUNK, ImageSet, Split, channel_moments, inside
-from dfkt.data.named import read_known, read_known_test
-from dfkt.data.source import Arrays, Source
+from dfkt.data.listing import shown
+from dfkt.data.named import check_known_test, read_known, read_known_test
+from dfkt.data.source import Arrays, Source, blank
 from dfkt.errors import DataError
 
 LARGE = 64
 """Images of more pixels a side are cropped by random areas, not by a few pixels of padding."""
+FAINT = 0.02
+"""Training images whose colours spread less than this, in units of 0..1, are told of."""
 TEST_FRACTION = 0.2
 TEST_SEED = 0
 """Where a set has no test split of its own; never a setting, so that one set has one test split."""
@@ -43,7 +45,7 @@ def load_data(config: DataConfig, root: str | os.PathLike[str]) -> ImageSet:
         >>> len(data.train), len(data.val), data.image_size, data.padding
         (1293, 145, (8, 8), 1)
     """
-    source = _read(config, Path(root).expanduser(), config.image_size)
+    source = _read(config, _place(root), config.image_size)
     classes, seed = source.classes, config.split_seed
     labels = _labels(source.train, classes)
     kept = torch.arange(len(labels))
@@ -61,10 +63,15 @@ def load_data(config: DataConfig, root: str | os.PathLike[str]) -> ImageSet:
     padding = (source.padding if config.padding is None else config.padding) if crop == "padded" else 0
     padded = _select(source.train, kept, config.image_size, padding)
     mean, std = channel_moments(inside(padded.images, padding))
+    notes = list(source.notes)
+    if std.max() < FAINT:
+        notes.append(
+            f"training images hardly differ (std {std.max():.3f}): do they use the bits that their files have?"
+        )
     return ImageSet(
         name=config.name, title=source.title, classes=classes, padded=padded, val=val, mean=mean, std=std,
         padding=padding, flip=source.flip if config.flip is None else config.flip, resized=crop == "resized",
-        notes=source.notes,
+        notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -84,7 +91,7 @@ def load_test(config: DataConfig, root: str | os.PathLike[str], like: ImageSet) 
         >>> len(load_test(config, "unused", like=load_data(config, "unused")))
         60
     """
-    place, size, classes = Path(root).expanduser(), like.image_size[0], like.classes
+    place, size, classes = _place(root), like.image_size[0], like.classes
     arrays = _read_test(config, place, like)
     if arrays is None:
         arrays = _read(config, place, size).train
@@ -96,6 +103,37 @@ def load_test(config: DataConfig, root: str | os.PathLike[str], like: ImageSet) 
     if config.limit_test is not None:
         kept = _limit(labels, kept, config.limit_test, config.split_seed, classes)
     return _select(arrays, kept, size)
+
+
+def check_test(config: DataConfig, root: str | os.PathLike[str], like: ImageSet) -> None:
+    """Refuse a test split that :func:`load_test` could not read when training is over, without opening its images.
+
+    Of a folder every file's header is read, of torchvision's sets the files' lengths or checksums. What is cut off
+    behind its header shows only when the image is decoded.
+
+    Args:
+        config: As for :func:`load_data`.
+        root: As for :func:`load_data`.
+        like: As for :func:`load_test`.
+
+    Raises:
+        DataError: If a file is missing, damaged or no image, or can be neither read nor downloaded.
+
+    Example:
+        >>> config = DataConfig(name="digits")
+        >>> check_test(config, "unused", like=load_data(config, "unused"))
+    """
+    if config.name in KNOWN_SETS:
+        check_known_test(config.name, _place(root))
+    else:
+        cache, size = _place(root) / "folders", like.image_size[0]
+        check_folder_test(_folder(config), cache, like.classes, size=size, channels=like.channels)
+
+
+def _place(root: str | os.PathLike[str]) -> Path:
+    if "://" in os.fspath(root):
+        raise DataError(f"The data root must be a local folder, but got {shown(os.fspath(root))}.")
+    return Path(os.path.expanduser(root))
 
 
 def _read(config: DataConfig, root: Path, size: int | None) -> Source:
@@ -113,12 +151,13 @@ def _read_test(config: DataConfig, root: Path, like: ImageSet) -> Arrays | None:
 
 
 def _folder(config: DataConfig) -> Path:
-    folder = Path(config.name).expanduser()
-    if not folder.is_dir():
-        raise DataError(
-            f"The data must be one of {', '.join(KNOWN_SETS)}, or an existing folder, but got {config.name!r}."
-        )
-    return folder
+    folder = os.path.expanduser(config.name)
+    if not os.path.isdir(folder):
+        known = f"The data must be one of {', '.join(KNOWN_SETS)}, or an existing folder, but got {config.name!r}"
+        if "://" in folder:
+            raise DataError(f"{known}. Images are read from local folders: copy them, or mount what the URI names.")
+        raise DataError(f"{known}{', a file. Unpack it' if os.path.isfile(folder) else ''}.")
+    return Path(folder)
 
 
 def _labels(arrays: Arrays, classes: tuple[str, ...]) -> Tensor:
@@ -136,8 +175,8 @@ def _select(arrays: Arrays, chosen: Tensor, size: int | None, padding: int = 0) 
     """
     images, labels = arrays
     height, width = images.shape[1:3] if size is None else (size, size)
-    shape = (len(chosen), height + 2 * padding, width + 2 * padding, images.shape[3])
-    padded, rows = torch.from_numpy(np.zeros(shape, dtype=np.uint8)), chosen.numpy()
+    zeros = blank(len(chosen), height + 2 * padding, width + 2 * padding, images.shape[3])
+    padded, rows = torch.from_numpy(zeros), chosen.numpy()
     target = inside(padded, padding).numpy()
     for start in range(0, len(rows), CHUNK):
         few = rows[start : start + CHUNK]
@@ -161,7 +200,7 @@ def _hold_out(
     few = int(counts.argmin())
     if counts[few] < 2:
         rule = "Every class must have 2 images or more to be split"
-        raise DataError(f"{rule}, but class {classes[few]} has {counts[few]}. Add images, or raise limit_train.")
+        raise DataError(f"{rule}, but class {shown(classes[few])} has {counts[few]}. Add images, or raise limit_train.")
     quotas = (counts * fraction + 0.5).long().clamp(min=1).minimum(counts - 1)
     chosen = _stratified(labels[kept], quotas, seed)
     return kept[~chosen], kept[chosen]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dfkt.errors import DataError
+
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images ``[N, H, W, C]``, perhaps mapped from a file or not contiguous, and labels ``[N]`` of one split."""
 
@@ -25,3 +27,16 @@ class Source:
     padding: int
     flip: bool
     notes: tuple[str, ...] = ()
+
+
+def blank(count: int, height: int, width: int, channels: int) -> NDArray[np.uint8]:
+    """Return ``[N, H, W, C]`` of zeros, which cost nothing until they are written.
+
+    Raises:
+        DataError: If there is not so much memory.
+    """
+    try:
+        return np.zeros((count, height, width, channels), dtype=np.uint8)
+    except (MemoryError, ValueError) as error:
+        remedy = "Lower image_size or limit_train."
+        raise DataError(f"All images must fit into memory, but {count} of {height}x{width} do not. {remedy}") from error

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_image
 from PIL import Image
 
-from dfkt.data.decode import decode_all, decode_image, shorter_side
+from dfkt.data.decode import decode_all, decode_image, shorter_sides
 from dfkt.errors import DataError
 
 
@@ -46,7 +46,7 @@ def test_the_middle_is_cut_out_of_a_longer_side(tmp_path: Path) -> None:
     write_image(tmp_path / "x.png", size=(12, 6))
     assert np.array_equal(decode_image(tmp_path / "x.png", size=6), np.asarray(Image.open(tmp_path / "x.png"))[:, 3:9])
     assert decode_image(tmp_path / "x.png", size=3).shape == (3, 3, 3)
-    assert shorter_side(tmp_path / "x.png") == 6
+    assert shorter_sides([tmp_path / "x.png"]) == [6]
 
 
 def test_images_come_in_the_order_of_their_files(tmp_path: Path) -> None:
@@ -69,6 +69,6 @@ def test_one_colour_image_makes_three_channels(tmp_path: Path, modes: str, chann
 @pytest.mark.parametrize("content", [b"", b"text"])
 def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.png").write_bytes(content)
-    for read in (lambda path: decode_image(path, size=8), shorter_side):
+    for read in (lambda path: decode_image(path, size=8), lambda path: shorter_sides([path])):
         with pytest.raises(DataError, match=r"x\.png is not .*Remove or replace it"):
             read(tmp_path / "x.png")

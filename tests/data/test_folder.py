@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dfkt.data import folder
-from dfkt.data.folder import find_splits, read_folder, read_folder_test
+from dfkt.data.folder import read_folder, read_folder_test
+from dfkt.data.listing import find_splits
 from dfkt.data.source import Arrays
 from dfkt.errors import DataError
 
@@ -186,7 +187,7 @@ def test_val_is_read_where_there_is_one(pets: Path, tmp_path: Path) -> None:
     source = read_folder(pets, tmp_path / "cache")
     assert source.val is not None
     assert source.val[1].tolist() == [1]
-    assert all(path.name in source.notes[0] for path in (tmp_path / "cache").glob("*.npy"))
+    assert all(path.name in source.notes[-1] for path in (tmp_path / "cache").glob("*.npy"))
 
 
 @pytest.mark.parametrize(
