@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ from typing import Any
 
 import ray
 
-from dfkt.errors import ConfigError
+from dfkt.errors import ConfigError, one_line
 from dfkt.study.driver import TRAIN_ENVIRONMENT, Workers
 
 ENVIRONMENT = {
@@ -30,6 +32,8 @@ NETWORK_INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Handed on to the workers where they are set: host names may resolve to the wrong interface."""
 STARTED_HERE = Path("/tmp/ray/ray_current_cluster")
 """``ray start`` and ``ray up`` leave the address of the cluster around this machine here."""
+ANSWERS_WITHIN = 10.0
+"""Seconds until whoever listens at an address must have answered; Ray itself tries for minutes."""
 OBJECT_STORE_BYTES = 200 * 2**20
 """No images travel through Ray, so a small object store will do."""
 
@@ -60,18 +64,20 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
     forwarded = {name: os.environ[name] for name in (*ENVIRONMENT, *NETWORK_INTERFACE) if name in os.environ}
     address = address or os.environ.get("RAY_ADDRESS") or ("auto" if STARTED_HERE.exists() else None)
+    _check_listening(address)
     options: dict[str, Any] = {}
     if not address:  # the dashboard must be on: it frees the placement groups of stopped trials
         options = {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
     terminate = signal.getsignal(signal.SIGTERM)
     try:
-        context = ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": forwarded},
-            **options,
-        )
+        with _stderr_on_nothing():
+            context = ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": forwarded},
+                **options,
+            )
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"No Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
     if threading.current_thread() is threading.main_thread():
@@ -83,6 +89,35 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _stderr_on_nothing() -> Iterator[None]:
+    """Let this process and those that it starts write their errors to nowhere while the context lasts.
+
+    Ray's C++ parts write to the file descriptor itself; its processes keep what they were started with.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def _check_listening(address: str | None) -> None:
+    """Refuse an address ``HOST:PORT`` at which nobody listens."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWERS_WITHIN).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ConfigError(f"No Ray cluster answers at {address}: {one_line(error)}") from error
 
 
 def fit_workers(wanted: Workers) -> Workers:

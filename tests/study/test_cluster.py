@@ -1,6 +1,8 @@
 """What a run may take of a cluster, and the cluster file."""
 
 import copy
+import os
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,13 +106,34 @@ def test_where_no_cluster_answers_one_line_says_so(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr("dfkt.study.cluster.ENVIRONMENT", {})  # so that none of it stays for other tests
-    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
-    for address, named in (("nonsense", "nonsense"), (None, "elsewhere:1")):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere")
+    for address, named in (("nonsense", "nonsense"), (None, "elsewhere")):
         with (
             pytest.raises(ConfigError, match=f"No Ray cluster answers at {named}: could not connect$"),
             cluster(address),
         ):
             pass
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "127.0.0.1:99999{}", "\udcff:{}"])
+def test_where_nobody_listens_ray_is_not_asked(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("it was asked"))
+    monkeypatch.setattr("dfkt.study.cluster.ENVIRONMENT", {})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and not listened at
+        address = form.format(free.getsockname()[1])
+        with pytest.raises(ConfigError, match="No Ray cluster answers at "), cluster(address):
+            pass
+
+
+def test_where_somebody_listens_ray_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options) or SimpleNamespace(dashboard_url=""))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr("dfkt.study.cluster.ENVIRONMENT", {})
+    with socket.create_server(("127.0.0.1", 0)) as server, cluster(f"127.0.0.1:{server.getsockname()[1]}"):
+        pass
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(("url", "lines"), [("127.0.0.1:8265", ["Ray's dashboard: http://127.0.0.1:8265"]), ("", [])])
@@ -147,3 +170,19 @@ def test_the_cluster_file_names_machines_and_commands_that_exist() -> None:
     mentioned = [word for line in FILE.read_text().splitlines() for word in line.split() if word.startswith("studies/")]
     assert mentioned
     assert all((FILE.parent / word).exists() for word in mentioned)
+
+
+def test_what_ray_writes_to_the_terminal_while_it_connects_is_not_seen(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def init(**options: object) -> None:
+        os.write(2, b"W gcs_client.cc: failed\n")
+        raise ConnectionError("nobody")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("dfkt.study.cluster.ENVIRONMENT", {})
+    os.write(2, b"before\n")
+    with pytest.raises(ConfigError), cluster("somewhere"):
+        pass
+    os.write(2, b"behind\n")
+    assert capfd.readouterr().err == "before\nbehind\n"
