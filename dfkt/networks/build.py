@@ -162,7 +162,10 @@ def _replace_first_conv(network: nn.Module, in_channels: int) -> None:
 
 
 def _from_import(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """Call ``package.module:function`` with those of ``num_classes`` and ``in_channels`` that it takes."""
+    """Call ``package.module:function`` with those of ``num_classes`` and ``in_channels`` that it takes.
+
+    Its weights are float32, whatever it made: a run gives them their precision.
+    """
     try:
         function = import_name(name)
     except ConfigError as error:
@@ -172,11 +175,16 @@ def _from_import(name: str, num_classes: int, in_channels: int) -> nn.Module:
         anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
         given = {"num_classes": num_classes, "in_channels": in_channels}
         network = function(**{k: v for k, v in given.items() if anything or k in takes})
-    except Exception as error:  # nor is it known what a constructor raises
+    except (Exception, SystemExit) as error:  # nor is it known what a constructor raises
         raise NetworkError(f"Cannot build network {name!r}: {one_line(error)}.") from error
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} must return a torch.nn.Module, but returned {type(network).__name__}.")
-    return network
+    for path, value in (*network.named_parameters(), *network.named_buffers()):
+        if nn.parameter.is_lazy(value):
+            raise NetworkError(
+                f"{name} must have its shapes when it is built, but {path} is lazy. Say how large it is."
+            )
+    return network.float()
 
 
 def network_taps(

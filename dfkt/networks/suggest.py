@@ -57,7 +57,7 @@ def _shapes(network: nn.Module, input_shape: tuple[int, int, int] | None) -> Sha
     for shape in [input_shape] if input_shape else usual:
         try:
             calls = record_calls(network, paths, shape)
-        except Exception:  # a forward pass may raise anything when the size does not fit
+        except (Exception, SystemExit):  # a forward pass may raise anything when the size does not fit
             continue
         times = Counter(path for path, _ in calls)
         return {p: shape for p, shape in calls if times[p] == 1 and shape and len(shape) == 4 and shape[2:] != [1, 1]}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkt.errors import TapError, one_line
+from dfkt.errors import DfktError, TapError, one_line
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,9 @@ def measure_taps(network: nn.Module, names: Sequence[str], input_shape: tuple[in
         return ()
     try:
         calls = record_calls(network, names, input_shape)
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except DfktError:
+        raise
+    except (Exception, SystemExit) as error:  # a forward pass may raise anything
         shape = "x".join(map(str, input_shape))
         raise TapError(f"{type(network).__name__} cannot take images of {shape}: {one_line(error)}") from error
     return _checked_taps(names, calls)

@@ -47,7 +47,7 @@ def trace(network: nn.Module) -> tuple[fx.Graph, Tracer]:
     tracer = Tracer()
     try:
         return tracer.trace(network), tracer
-    except Exception as error:  # a forward pass may raise anything when it is run on proxies
+    except (Exception, SystemExit) as error:  # a forward pass may raise anything when it is run on proxies
         raise TapError(
             f"{type(network).__name__} cannot be traced by torch.fx ({one_line(error)}). Write its forward pass "
             "without control flow that depends on the input, or hide the part in a function marked with torch.fx.wrap."

@@ -8,12 +8,12 @@ from typing import Any
 import ray
 
 from dfkt.config import DataConfig, Placement, TeacherConfig
-from dfkt.errors import StudyError
+from dfkt.errors import CheckpointError, StudyError
 from dfkt.store.files import Storage
 from dfkt.study.queue import OpenStudy
 from dfkt.training.evaluate import evaluate
 from dfkt.training.run import images_for, test_images_for
-from dfkt.training.state import save_state
+from dfkt.training.state import hash_weights, load_state, save_state
 from dfkt.training.teacher import WEIGHTS_FILE, find_teacher, warn_of_chance, with_normalisation
 from dfkt.training.threads import threads
 
@@ -26,14 +26,14 @@ def keep_teacher(study: OpenStudy, log: Log) -> None:
     Its test accuracy is measured with it; nothing is chosen by that.
 
     Raises:
-        StudyError: If the teacher that the study began with is gone, and another one was found.
+        StudyError: If the teacher that the study began with is gone or damaged, and another one was found.
         CheckpointError: If a user's teacher is not the one that the study began with.
     """
     if not any(arm.method.taught for arm in study.config.arms):
         return
     known = study.store.meta.get("teacher", {})
     config, storage = study.config.teacher, study.store.storage
-    if "test_accuracy" in known and storage.exists(WEIGHTS_FILE) and config.checkpoint is None:
+    if "test_accuracy" in known and config.checkpoint is None and _key_in(storage) == known["key"]:
         log(f"teacher {known['network']}: val {100 * known['val_accuracy']:.2f} %, the study's own")
         if warning := warn_of_chance(config, known["val_accuracy"], study.store.meta["data"]["classes"]):
             log(warning)
@@ -55,11 +55,14 @@ def teach(
         StudyError: If it has another key than the study's; it is not left in the folder then.
     """
     images, storage = images_for(data, placement), Storage(folder)
-    there = storage.exists(WEIGHTS_FILE)
+    there = _key_in(storage)
+    lost = "is damaged" if storage.exists(WEIGHTS_FILE) else "is gone"
+    if there is None and key is not None:
+        log(f"the study's {WEIGHTS_FILE} {lost}; the same one is looked for, or made again")
     teacher = find_teacher(config, images, placement, log, storage if there else None)
     if key not in (None, teacher.key):
         raise StudyError(
-            f"The study's teacher must stay {key}, but {WEIGHTS_FILE} {'holds' if there else 'is gone, and there is'} "
+            f"The study's teacher must stay {key}, but {WEIGHTS_FILE} {'holds' if there else f'{lost}, and there is'} "
             f"{teacher.key}. Put the file back, or take another --name."
         )
     if not there:
@@ -74,3 +77,12 @@ def teach(
         "val_accuracy": teacher.val_accuracy,
         "test_accuracy": accuracy,
     }
+
+
+def _key_in(folder: Storage) -> str | None:
+    """Return what names the weights in a study's folder; ``None`` if there are none, or they are damaged."""
+    try:
+        weights = load_state(folder, WEIGHTS_FILE)
+        return None if weights is None else hash_weights(weights)
+    except (AttributeError, CheckpointError, RuntimeError, TypeError):
+        return None

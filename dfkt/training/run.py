@@ -10,15 +10,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
 
-from dfkt.config import DataConfig, NetworkConfig, Placement, TeacherConfig, config_key
+from dfkt.config import DataConfig, NetworkConfig, Placement, Precision, TeacherConfig, config_key
 from dfkt.data.batches import steps_per_epoch
 from dfkt.data.image_set import ImageSet, Split
 from dfkt.data.load import load_data, load_test
-from dfkt.errors import CheckpointError, DfktError
+from dfkt.errors import DfktError
 from dfkt.methods.base import Schedule
 from dfkt.methods.dfkt import describe_left_out, left_out
 from dfkt.networks.build import build_network, network_taps
@@ -26,16 +27,18 @@ from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
 from dfkt.networks.taps import StudentTaps
 from dfkt.store.files import Storage
 from dfkt.training.config import RunConfig
-from dfkt.training.evaluate import evaluate
+from dfkt.training.evaluate import check_finite, evaluate
 from dfkt.training.loop import Record, Training
 from dfkt.training.memory import peak_memory, reset_peak_memory
 from dfkt.training.optim import network_dtype
 from dfkt.training.parallel import Group
+from dfkt.training.probe import probe
+from dfkt.training.resume import check_reported, resumed
 from dfkt.training.stages import stage_ends
-from dfkt.training.state import load_state, own_random, save_state
+from dfkt.training.state import own_random, save_state
 from dfkt.training.students import STUDENT_FILE as STUDENT_FILE
 from dfkt.training.students import keep_student
-from dfkt.training.teacher import load_teacher, read_own, renormalise
+from dfkt.training.teacher import check_teacher, load_teacher, renormalise
 
 Payload = dict[str, Any]
 Report = Callable[[Payload], None]
@@ -166,21 +169,24 @@ def build_training(
 
 
 def check_networks(
-    student: NetworkConfig, teacher: TeacherConfig | None, data: ImageSet, *, tapped: bool = True
+    student: NetworkConfig,
+    teacher: TeacherConfig | None,
+    data: ImageSet,
+    *,
+    tapped: bool = True,
+    precision: Precision = "auto",
 ) -> StudentTaps:
-    """Build networks once, without a trained teacher's weights; return the student's taps, matched with the teacher's.
+    """Build and try both networks as a run will; return the student's taps, matched with the teacher's.
 
     Raises:
         InputError: If a network or tap is unknown or does not fit, or a user's teacher cannot be read.
     """
-    taps, met = build_student(student, data, seed=0, tapped=tapped).taps, None
+    built, met = build_student(student, data, seed=0, tapped=tapped), None
+    probe(built, student.name, data, precision, learns=True)
     if teacher is not None:
-        built = build_student(teacher.network, data, seed=0, tapped=tapped)
-        met = built.taps if tapped else None
-    matched = StudentTaps.of(taps, met)
-    if teacher is not None and teacher.checkpoint is not None:
-        read_own(teacher, data)
-    return matched
+        read = check_teacher(teacher, data, tapped=tapped, precision=precision)
+        met = read if tapped else None
+    return StudentTaps.of(built.taps, met)
 
 
 def check_run(config: RunConfig, data: ImageSet, log: Callable[[str], None] = lambda line: None) -> Schedule:
@@ -190,7 +196,8 @@ def check_run(config: RunConfig, data: ImageSet, log: Callable[[str], None] = la
         InputError: If networks, taps, pattern and lengths do not fit each other, or a user's teacher cannot be read.
     """
     method = config.method
-    taps = check_networks(config.student, config.teacher if method.taught else None, data, tapped=method.tapped)
+    teacher, precision = config.teacher if method.taught else None, config.train.precision
+    taps = check_networks(config.student, teacher, data, tapped=method.tapped, precision=precision)
     schedule = method.schedule(config.train.epochs, taps)
     stage_ends(schedule, steps_per_epoch(data, config.train.batch_size))
     if pairs := left_out(method, config.train.epochs, taps):
@@ -219,8 +226,8 @@ def run_job(job: Job, report: Report, group: Group | None = None) -> None:
     reset_peak_memory(device)
     try:
         data = images_for(job.config.data, job.placement)
-        training = build_training(job.config, data, job.teacher, group)
-        _resume(job, training, history, clock)
+        make = partial(build_training, job.config, data, job.teacher, group)
+        training = _resume(job, make, history, clock)
         _train(job, training, history, clock, report)
     except DfktError as error:
         seconds = 0.0 if training is None else training.device_seconds
@@ -229,16 +236,13 @@ def run_job(job: Job, report: Report, group: Group | None = None) -> None:
         report(failure | spent | clock.read())
 
 
-def _resume(job: Job, training: Training, history: list[Record], clock: _Clock) -> None:
+def _resume(job: Job, make: Callable[[], Training], history: list[Record], clock: _Clock) -> Training:
     """Go on from the checkpoint; a damaged one, another run's, or none starts the run anew."""
-    try:
-        state = load_state(Storage(job.storage))
-    except CheckpointError:
-        return
-    if state is not None and state.pop("key", None) == job.config.key:
-        history += state.pop("history")
-        clock.go_on(state.pop("clock"))
-        training.load(state)
+    training, state = resumed(make, Storage(job.storage), partial(check_reported, key=job.config.key))
+    if state is not None:
+        history += state["history"]
+        clock.go_on(state["clock"])
+    return training
 
 
 def _train(job: Job, training: Training, history: list[Record], clock: _Clock, report: Report) -> None:
@@ -261,10 +265,10 @@ def _train(job: Job, training: Training, history: list[Record], clock: _Clock, r
         else:
             history.append(record)
     last = _payload(history, min(reported, len(history) - 1), training) | {"complete": True}
-    if (job.keep or job.test) and training.group.rank == 0:
-        keep_student(storage, job.config.student, training.student.network, training.data)
     if job.test:
         last |= _test(job, training)
+    if (job.keep or job.test) and training.group.rank == 0:
+        keep_student(storage, job.config.student, training.student.network, training.data)
     report(last | clock.read())
 
 
@@ -290,4 +294,5 @@ def _test(job: Job, training: Training) -> Payload:
     """Open the test split: once, for a run that is over."""
     network, split = training.student.network, test_images_for(job.config.data, job.placement)
     accuracy, loss = evaluate(network, training.data, split, job.config.train.precision, training.group)
+    check_finite(training.schedule[-1], "when all training was over", {"test": loss})
     return {"test_accuracy": accuracy, "test_loss": loss}

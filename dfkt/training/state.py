@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
+import pickle
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from itertools import islice
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -37,12 +41,38 @@ def load_state(storage: Storage, name: str = STATE_FILE) -> dict[str, Any] | Non
     if data is None:
         return None
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"Checkpoint {storage.path}/{name} cannot be read ({_reason(error)}); delete it."
-        ) from error
+        state = _load(io.BytesIO(data))
+        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+            raise CheckpointError(f"it holds no state, but {type(state).__name__}")
+    except CheckpointError as error:
+        raise CheckpointError(f"Checkpoint {storage.path}/{name} cannot be read ({error}); delete it.") from error
     return state
+
+
+def _load(file: BinaryIO) -> Any:
+    """Return what a file holds, tensors on the CPU; never any code.
+
+    Raises:
+        CheckpointError: If it cannot be read, with the reason alone: torch's own lines advise what is not safe.
+    """
+    start = file.read(2)
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an archive that is then refused
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if not start:
+            reason = "it is empty"
+        elif start != b"PK" and start[:1] != b"\x80":  # a zip archive, or a pickle: torch's earlier files
+            reason = "torch.save did not write it"
+        elif "TorchScript" in str(error):
+            reason = "it is a TorchScript archive; save the state_dict() of the network itself"
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "it is damaged, or holds more than weights; save the state_dict() alone"
+        else:
+            reason = "it is damaged or cut off"
+        raise CheckpointError(reason) from error
 
 
 @contextlib.contextmanager
@@ -82,13 +112,16 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: If the file is absent, cannot be read, or holds no state dict.
     """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        found = "must be a file, but is a folder or a device" if os.path.exists(path) else "does not exist"
+        raise CheckpointError(f"Teacher checkpoint {path} {found}.")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"Teacher checkpoint {path} does not exist.") from error
-    except Exception as error:
+        with open(path, "rb") as file:
+            loaded = _load(file)
+    except (OSError, CheckpointError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"Teacher checkpoint {path} must be a state dict saved by torch.save, but cannot be read: {_reason(error)}"
+            f"Teacher checkpoint {path} must be a state dict saved by torch.save, but cannot be read: {reason}."
         ) from error
     for name in ("state_dict", "model", "student"):
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
@@ -98,23 +131,47 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     return {_unwrapped(str(name)): value for name, value in loaded.items()}
 
 
-def load_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], path: str, what: str) -> None:
-    """Load weights into a network, every name and shape checked.
+def load_weights(network: nn.Module, weights: Mapping[str, Any], path: str, what: str, remedy: str = "") -> None:
+    """Load weights into a network, every name, shape and type checked, and that all are finite.
 
     Raises:
-        CheckpointError: If a name is missing or unexpected, or a shape differs; the first of them is named.
+        CheckpointError: If a name is missing or unexpected, or a value cannot be a weight's; the first of them is named.
     """
-    own = network.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    differ = [n for n in own if n in weights and own[n].shape != weights[n].shape]
+    if problems := misfits(network.state_dict(), weights):
+        raise CheckpointError(f"Checkpoint {path} does not fit {what}: {'; '.join(problems)}. {remedy}".rstrip())
+    network.load_state_dict(dict(weights))
+
+
+def misfits(own: Mapping[str, Any], given: Any) -> list[str]:
+    """Return what keeps values from taking the place of a network's own: names that differ, and the first wrong value."""
+    if not isinstance(given, Mapping):
+        return [f"it holds {type(given).__name__}"]
+    missing, extra = sorted(own.keys() - given.keys()), sorted(map(str, given.keys() - own.keys()))
     problems = [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
     problems += [f"{len(extra)} unexpected, such as {extra[0]}"] if extra else []
-    if differ:
-        n = differ[0]
-        problems.append(f"{n} has shape {tuple(weights[n].shape)} instead of {tuple(own[n].shape)}")
-    if problems:
-        raise CheckpointError(f"Checkpoint {path} does not fit {what}: {'; '.join(problems)}.")
-    network.load_state_dict(dict(weights))
+    wrong = (f"{name} {fault}" for name in own if name in given and (fault := _fault(own[name], given[name])))
+    return [*problems, *islice(wrong, 1)]
+
+
+def _fault(own: Any, given: Any) -> str:
+    """Say why a value cannot take a weight's place; empty if it can."""
+    if not isinstance(own, torch.Tensor):  # a module's extra state
+        return ""
+    if not isinstance(given, torch.Tensor):
+        return f"is {type(given).__name__}, no tensor"
+    if own.shape != given.shape:
+        return f"has shape {tuple(given.shape)} instead of {tuple(own.shape)}"
+    if given.is_meta or given.layout is not torch.strided:
+        return "is a meta tensor, without values" if given.is_meta else "is a sparse tensor"
+    if given.is_complex() or given.is_floating_point() != own.is_floating_point():
+        return f"is of {given.dtype} instead of {own.dtype}"
+    if own.is_floating_point() and not _finite(given.to(own.dtype)) and _finite(own):  # a mask may be made of -inf
+        return "holds nan or inf"
+    return ""
+
+
+def _finite(values: torch.Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
 
 
 def _unwrapped(name: str) -> str:
@@ -122,8 +179,3 @@ def _unwrapped(name: str) -> str:
     while name.startswith(WRAPPERS):
         name = name.split(".", 1)[1]
     return name
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error's text; a file that ends too soon raises one without any."""
-    return (str(error) or type(error).__name__).splitlines()[0]

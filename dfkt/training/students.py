@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dfkt.config import NetworkConfig, from_dict, to_dict
+from dfkt.config import NetworkConfig, check_rule, from_dict, is_finite, to_dict
 from dfkt.data.image_set import ImageSet
 from dfkt.errors import CheckpointError, ConfigError, one_line
 from dfkt.networks.build import build_network
@@ -69,13 +70,23 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
             "Take one that a study names: results/NAME/students/ARM-seedN."
         )
     try:
-        about = json.loads(text)
-        config = from_dict(NetworkConfig, about["network"])
-        classes, size = tuple(map(str, about["classes"])), (int(about["image_size"][0]), int(about["image_size"][1]))
-        mean, std = (torch.tensor(about[name])[:, None, None] for name in ("mean", "std"))
-    except (ValueError, TypeError, LookupError, ConfigError) as error:
+        config, classes, mean, std, size = _read_about(json.loads(text))
+    except (ArithmeticError, ConfigError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{storage.path}/{ABOUT_FILE} cannot be read: {one_line(error)}.") from error
     with own_random(0, torch.device("cpu")):
         network = build_network(config, num_classes=len(classes), in_channels=len(mean))
     load_weights(network, weights, f"{storage.path}/{STUDENT_FILE}", config.name)
     return Student(network.eval(), classes, mean, std, size)
+
+
+def _read_about(about: Any) -> tuple[NetworkConfig, tuple[str, ...], Tensor, Tensor, tuple[int, int]]:
+    """Return what :func:`keep_student` wrote of a student; what is missing or of another kind raises."""
+    names, size, moments = about["classes"], about["image_size"], (about["mean"], about["std"])
+    check_rule(isinstance(names, list) and len(names) > 0, "classes are names", classes=names)
+    ok = isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+    check_rule(ok, "image_size is height and width", image_size=size)
+    ok = all(isinstance(values, list) and len(values) == len(moments[0]) > 0 for values in moments)
+    ok = ok and all(is_finite(value) for values in moments for value in values) and min(moments[1]) > 0
+    check_rule(ok, "mean and std have a number for each channel, std > 0", mean=moments[0], std=moments[1])
+    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in moments)
+    return from_dict(NetworkConfig, about["network"]), tuple(map(str, names)), mean, std, (size[0], size[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,22 +18,25 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from dfkt.config import Placement, Precision, TeacherConfig, check_rule, key_dict, to_dict
+from dfkt.config import Placement, Precision, TeacherConfig, check_rule, is_finite, key_dict, to_dict
 from dfkt.data.image_set import ImageSet
-from dfkt.errors import CheckpointError
+from dfkt.errors import CheckpointError, one_line
 from dfkt.methods.scratch import Scratch
-from dfkt.networks.build import build_network
-from dfkt.networks.tapped import Renormalise, TappedNetwork
-from dfkt.networks.taps import StudentTaps
+from dfkt.networks.build import build_network, network_taps
+from dfkt.networks.tapped import FrozenTeacher, Renormalise, TappedNetwork
+from dfkt.networks.taps import StudentTaps, Tap
 from dfkt.store.files import Storage
 from dfkt.training.evaluate import evaluate
 from dfkt.training.loop import Training
 from dfkt.training.optim import network_dtype
+from dfkt.training.probe import probe, refusing
+from dfkt.training.resume import resumed
 from dfkt.training.state import STATE_FILE, hash_weights, load_state, load_weights, own_random, read_weights, save_state
 from dfkt.training.threads import threads
 
 WEIGHTS_FILE = "teacher.pt"
 ABOUT_FILE = "teacher.json"
+REMEDY = "Take the network that it was saved of (--teacher), trained for these classes and channels."
 Log = Callable[[str], None]
 
 
@@ -144,18 +148,43 @@ def load_teacher(config: TeacherConfig, data: ImageSet, folder: Storage) -> nn.M
 
 
 def read_own(config: TeacherConfig, data: ImageSet) -> nn.Module:
-    """Return a user's teacher from ``config.checkpoint``.
+    """Return a user's teacher from ``config.checkpoint``, tried once.
 
     Raises:
         CheckpointError: If it cannot be read or does not fit.
+        NetworkError: If it does not give logits for the images.
         ConfigError: If its mean or std does not fit the images' channels.
     """
     renormalise(config, data, config.train.precision)
     path = str(Path(str(config.checkpoint)).expanduser())
     network = _build(config, data)
     what = f"{config.network.name} for {data.num_classes} classes and {data.channels} channels"
-    load_weights(network, read_weights(path), path, what)
+    load_weights(network, read_weights(path), path, what, REMEDY)
+    _try(config, data, network, learns=False)
     return network
+
+
+def check_teacher(config: TeacherConfig, data: ImageSet, *, tapped: bool, precision: Precision) -> tuple[Tap, ...]:
+    """Try a teacher's network as its training will, or a user's with its weights, then frozen; return its taps.
+
+    Args:
+        config: Network and training, or a user's checkpoint.
+        data: The image set, on the device.
+        tapped: Whether features are to be read at its taps.
+        precision: Of the run in which it teaches.
+
+    Raises:
+        InputError: If it cannot be built, trained, read or cut, or a user's weights are none for it.
+    """
+    name, shape = config.network.name, (data.channels, *data.image_size)
+    network = _build(config, data) if config.checkpoint is None else read_own(config, data)
+    names = network_taps(network, config.network) if tapped else ()
+    if config.checkpoint is None:
+        _try(config, data, network, learns=True)
+    with refusing(name, "cannot be copied and frozen"):
+        frozen = FrozenTeacher(network.to(network_dtype(precision)), names, shape)
+    probe(frozen, name, data, precision, learns=False)
+    return frozen.taps
 
 
 def renormalise(config: TeacherConfig, data: ImageSet, precision: Precision) -> Renormalise | None:
@@ -184,24 +213,48 @@ def with_normalisation(config: TeacherConfig, data: ImageSet, network: nn.Module
     return network if first is None else nn.Sequential(first, network)
 
 
+def _try(config: TeacherConfig, data: ImageSet, network: nn.Module, *, learns: bool) -> None:
+    """Run a network as its training will, or once as a user's that is trained."""
+    whole = TappedNetwork(network, (), (data.channels, *data.image_size))
+    name = config.network.name + ("" if learns else f" with the weights of {config.checkpoint}")
+    probe(whole, name, data, config.train.precision, learns=learns)
+
+
 def _trained(config: TeacherConfig, data: ImageSet, placement: Placement, log: Log) -> Teacher:
-    """Return the teacher that this machine has trained by the recipe, trained now if there is none."""
+    """Return the teacher that this machine has trained by the recipe, trained now if there is none or it is damaged."""
     name = config.network.name.replace(":", "_")
-    folder = Path(placement.teacher_root).expanduser() / f"{name}-{recipe_key(config, data)}"
-    Storage(folder).check_writable()
-    with FileLock(folder / ".lock"):
-        found = (folder / ABOUT_FILE).exists() and (folder / WEIGHTS_FILE).exists()
-        if not found:
-            _train(config, data, Storage(folder), log)
-        about = json.loads((folder / ABOUT_FILE).read_text())
-    network = load_teacher(config, data, Storage(folder))
-    how = "found" if found else f"trained in {about['seconds']:.0f} s, kept"
-    log(f"teacher {config.network.name}: val {100 * about['val_accuracy']:.2f} %, {how} in {folder}")
-    return Teacher(network, hash_weights(network.state_dict()), about["val_accuracy"])
+    storage = Storage(Path(placement.teacher_root).expanduser() / f"{name}-{recipe_key(config, data)}")
+    if not storage.exists(WEIGHTS_FILE):
+        _try(config, data, _build(config, data), learns=True)
+    storage.check_writable()
+    with FileLock(Path(storage.path) / ".lock"):
+        found = _kept(config, data, storage, log)
+        teacher, seconds = found or _train(config, data, storage, log)
+    how = "found" if found else f"trained in {seconds:.0f} s, kept"
+    log(f"teacher {config.network.name}: val {100 * teacher.val_accuracy:.2f} %, {how} in {storage.path}")
+    return teacher
+
+
+def _kept(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) -> tuple[Teacher, float] | None:
+    """Return a trained teacher and the seconds that it took; ``None`` if it is not whole."""
+    text = storage.read(ABOUT_FILE)
+    if text is None or not storage.exists(WEIGHTS_FILE):
+        return None
+    try:
+        about = json.loads(text)
+        if not all(is_finite(about[name]) and about[name] >= 0 for name in ("val_accuracy", "seconds")):
+            raise CheckpointError(f"{ABOUT_FILE} must hold val_accuracy and seconds, numbers >= 0.")
+        network = load_teacher(config, data, storage)
+    except (CheckpointError, LookupError, TypeError, ValueError) as error:
+        log(f"the teacher in {storage.path} is damaged, so it is trained again ({one_line(error)})")
+        return None
+    return Teacher(network, hash_weights(network.state_dict()), about["val_accuracy"]), about["seconds"]
 
 
 def _rated(config: TeacherConfig, data: ImageSet, network: nn.Module) -> Teacher:
-    accuracy, _ = evaluate(with_normalisation(config, data, network), data, data.val, config.train.precision)
+    accuracy, loss = evaluate(with_normalisation(config, data, network), data, data.val, config.train.precision)
+    if not math.isfinite(loss):
+        raise CheckpointError(f"Teacher {config.network.name} gives nan or inf for images of val, so it cannot teach.")
     return Teacher(network, hash_weights(network.state_dict()), accuracy)
 
 
@@ -213,16 +266,16 @@ def _build(config: TeacherConfig, data: ImageSet) -> nn.Module:
     return network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _train(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) -> None:
+def _train(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) -> tuple[Teacher, float]:
     """Train from scratch; the description is written last, so that its presence means the teacher is whole."""
     schedule = Scratch(rate=config.rate).schedule(config.train.epochs, StudentTaps(0, ()))
-    network = _build(config, data)
-    training = Training(
-        schedule, TappedNetwork(network, (), (data.channels, *data.image_size)), None, data, config.train
-    )
-    state = load_state(storage)
-    if state is not None:
-        training.load(state)
+
+    def make() -> Training:
+        student = TappedNetwork(_build(config, data), (), (data.channels, *data.image_size))
+        return Training(schedule, student, None, data, config.train)
+
+    training, _ = resumed(make, storage, log=log)
+    network = training.student.network
     began = time.perf_counter() - training.device_seconds
     log(f"training teacher {config.network.name}, {config.train.epochs:g} epochs")
     for record in training.run():
@@ -232,7 +285,9 @@ def _train(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) ->
             f"val {100 * record['val_accuracy']:.2f} %, {record['images_per_second']:.0f} images/s"
         )
     save_state(storage, network.state_dict(), WEIGHTS_FILE)
-    accuracy, _ = evaluate(network, data, data.val, config.train.precision)  # one that goes on may have no epoch left
-    about = to_dict(config) | {"val_accuracy": accuracy, "seconds": time.perf_counter() - began}
+    teacher = _rated(config, data, network)  # one that goes on may have no epoch left
+    seconds = time.perf_counter() - began
+    about = to_dict(config) | {"val_accuracy": teacher.val_accuracy, "seconds": seconds}
     storage.write(ABOUT_FILE, json.dumps(about, indent=1).encode())
     storage.delete(STATE_FILE)
+    return teacher, seconds

@@ -1,6 +1,7 @@
 """A study has one teacher: made once, named by its weights, and never another one."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,38 @@ def test_a_teacher_that_is_gone_is_never_replaced_by_another_not_even_at_the_sec
         with pytest.raises(StudyError, match=r"teacher must stay \w+, but teacher\.pt is gone, and there is \w+"):
             teaching.keep(TAUGHT)
         assert not teaching.file.exists()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut off": lambda file: file.write_bytes(file.read_bytes()[:1000]),
+    "empty": lambda file: file.write_bytes(b""),
+    "text": lambda file: file.write_text("hello"),
+    "no weights": lambda file: torch.save({"fc.bias": 1}, file),
+    "a list": lambda file: torch.save([1], file),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_teacher_that_is_damaged_is_put_back_if_it_is_found_by_its_weights(teaching: Teaching, case: str) -> None:
+    known = teaching.keep(TAUGHT)
+    DAMAGES[case](teaching.file)
+    teaching.lines.clear()
+    assert teaching.keep(TAUGHT) == known
+    assert hash_weights(teaching.weights()) == known["key"]
+    assert teaching.lines[0] == "the study's teacher.pt is damaged; the same one is looked for, or made again"
+
+
+def test_a_teacher_that_is_damaged_or_another_is_never_replaced_silently(teaching: Teaching) -> None:
+    (kept,) = (teaching.folder / "teachers").glob("*/teacher.pt")
+    other = teaching.other_weights()
+    shutil.copy(other, kept)
+    shutil.copy(other, teaching.file)
+    with pytest.raises(StudyError, match=r"teacher must stay \w+, but teacher\.pt holds \w+\. Put the file back"):
+        teaching.keep(TAUGHT)
+    teaching.file.write_bytes(b"")
+    with pytest.raises(StudyError, match=r"teacher must stay \w+, but teacher\.pt is damaged, and there is \w+"):
+        teaching.keep(TAUGHT)
+    assert teaching.file.read_bytes() == b""
 
 
 def test_a_users_teacher_is_the_studys_from_its_beginning(teaching: Teaching) -> None:

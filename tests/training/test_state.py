@@ -204,3 +204,11 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path: Path, we
     assert "Checkpoint own.pt does not fit resnet8 for 4 classes: " in str(error.value)
     assert problem in str(error.value)
     assert same(own.state_dict(), network().state_dict())
+
+
+def test_what_a_network_has_of_itself_may_be_infinite_but_no_weight():
+    own = network()
+    own.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+    load_weights(own, dict(own.state_dict()), "own.pt", "it")
+    with pytest.raises(CheckpointError, match=r"0\.bias holds nan or inf"):
+        load_weights(own, own.state_dict() | {"0.bias": torch.tensor([0.0, float("-inf")])}, "own.pt", "it")
