@@ -18,8 +18,19 @@
 Messages give the rule, the value found and, where there is one, the remedy.
 """
 
+from __future__ import annotations
+
+import errno
+from typing import TypeGuard
+
 MOST_CHARACTERS = 300
 """Of what is quoted of an error."""
+FULL = {
+    errno.ENOSPC: ("storage full", "free space"),
+    errno.EDQUOT: ("storage quota used up", "free space"),
+    errno.EROFS: ("storage read-only", "make it writable"),
+}
+"""Errors of a storage that do not pass by themselves: every other run would meet them too."""
 
 
 class DfktError(Exception):
@@ -75,3 +86,16 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()).rstrip(".")
     shown = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return shown if len(shown) <= MOST_CHARACTERS else f"{shown[: MOST_CHARACTERS - 1]}…"
+
+
+def is_full(error: BaseException) -> TypeGuard[OSError]:
+    """Whether an error is one of a storage that takes nothing more, from now on."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def storage_error(error: OSError, folder: str) -> RunError:
+    """Return what ends a study whose storage, in a folder, takes nothing more."""
+    what, remedy = FULL.get(error.errno or 0, ("storage failed", "mend it"))
+    place = folder if error.filename is None or str(error.filename).startswith(folder) else error.filename
+    reason = error.strerror or one_line(error)
+    return RunError(f"{what}: {place}: {reason}; {remedy}, then the same command goes on")

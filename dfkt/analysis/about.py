@@ -37,11 +37,12 @@ def about_study(study: Study) -> About:
     config, data = meta["config"], meta.get("data", {})
     arms = {arm["name"]: arm for arm in config["arms"]}
     made = {name: int((study.trials.arm == name).sum()) for name in arms}
+    ended = set(study.trials.arm[study.trials.state != "RUNNING"])
     known, teacher = meta.get("arms", {}), meta.get("teacher", {})
     return {
         "arms": list(arms),
         "ablations": {name: arm["parent"] for name, arm in arms.items() if arm.get("parent")},
-        "searched": [name for name, arm in arms.items() if arm["trials"] or made[name]],
+        "searched": [name for name, arm in arms.items() if arm["trials"] or name in ended],
         "trials": made,
         "skipped": {name: known[name]["skipped"] for name in arms if known.get(name, {}).get("skipped")},
         "title": data.get("title", config["data"]["name"]),
@@ -115,8 +116,11 @@ def setting_notes(about: Mapping[str, Any], runs: pd.DataFrame) -> list[str]:
         notes.append(f"not run, since {reason}: {', '.join(name for name in skipped if skipped[name] == reason)}")
     if missing := [arm for arm in about["arms"] if not (done.arm == arm).any() and arm not in skipped]:
         notes.append(f"no complete final run: {', '.join(missing)}")
-    if failed := [f"{run.arm} seed {run.seed}" for run in runs[runs.state == "FAIL"].itertuples()]:
-        notes.append(f"failed, and in no table: {', '.join(failed)}")
+    for state, word in (("FAIL", "failed"), ("RUNNING", "unfinished")):
+        if found := [f"{run.arm} seed {run.seed}" for run in runs[runs.state == state].itertuples()]:
+            notes.append(f"{word}, and in no table: {', '.join(found)}")
+    if len(seeds := _by_seeds(done)) > 1:
+        notes.append(f"not over the same seeds: {'; '.join(f'{arms} ({some})' for some, arms in seeds.items())}")
     if lengths := _other_lengths(about, done):
         notes.append(f"trained for another number of epochs: {', '.join(lengths)}")
     if different := [name for name in about.get("differences", []) if name != "train.epochs"]:
@@ -191,6 +195,12 @@ def _other_lengths(about: Mapping[str, Any], done: pd.DataFrame) -> list[str]:
     """Return the arms whose runs were not as long as the setting's, by more than the rounding to whole steps."""
     means, usual = done.groupby("arm", sort=False).epochs.mean(), about.get("epochs", float("nan"))
     return [f"{arm} ({mean:.3g})" for arm, mean in means.items() if abs(mean - usual) > 0.02 * usual]
+
+
+def _by_seeds(done: pd.DataFrame) -> dict[str, str]:
+    """Return the arms by the seeds of their runs, both as texts."""
+    seeds = {arm: ", ".join(map(str, sorted(found))) for arm, found in done.groupby("arm", sort=False).seed}
+    return {some: ", ".join(str(arm) for arm in seeds if seeds[arm] == some) for some in dict.fromkeys(seeds.values())}
 
 
 def _commit(session: Mapping[str, Any]) -> str | None:

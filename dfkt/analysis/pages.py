@@ -81,8 +81,9 @@ def trials_text(
     count = best or (MOST if len(searched) == 1 else EACH)
     again = {arm: None if confirmations is None else confirmations[confirmations.arm == arm] for arm in searched}
     found = {arm: best_trials(rows, count, again[arm]).to_dict("records") for arm, rows in by_arm.items()}
-    confirmed = any(pd.notna(row["again"]) for rows in found.values() for row in rows)
-    shown = {arm: [_trial(row, confirmed) for row in rows] for arm, rows in found.items()}
+    lost = {arm: set() if rows is None else set(rows.number[rows.state == "FAIL"]) for arm, rows in again.items()}
+    confirmed = any(lost.values()) or any(pd.notna(row["again"]) for rows in found.values() for row in rows)
+    shown = {arm: [_trial(row, confirmed, row["number"] in lost[arm]) for row in rows] for arm, rows in found.items()}
     if len(searched) == 1:
         ((arm, listed),) = shown.items()
         line = f"{arm}: {len(by_arm[arm])} trials: {count_states(by_arm[arm])}"
@@ -147,8 +148,10 @@ def verdict(figures: Figures, setting: str) -> list[str]:
     if best is None:
         return []
     others = table[table.arm != best].sort_values("val_mean", ascending=False)
-    text = f"best by val: {best}, test {percent(table[table.arm == best].test_mean.iloc[0])} %"
-    if len(others):
+    mine = table[table.arm == best].iloc[0]
+    text = f"best by val: {best}, test {percent(mine.test_mean)} %"
+    text += f" over {mine.seeds} of {table.seeds.max()} seeds" if mine.seeds < table.seeds.max() else ""
+    if len(others) and pd.notna(others.iloc[0].difference):
         second = others.iloc[0]
         sure = f", p {second.p:.3f}" if pd.notna(second.p) else ""
         text += f", {100 * second.difference:+.2f} points to {second.arm}{sure}"
@@ -176,10 +179,10 @@ def _final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
     return cells
 
 
-def _trial(row: Mapping[Any, Any], confirmed: bool) -> dict[str, str]:
-    """Return a trial's cells; figures that were saved have fewer."""
+def _trial(row: Mapping[Any, Any], confirmed: bool, lost: bool) -> dict[str, str]:
+    """Return a trial's cells; figures that were saved have fewer. One whose confirmation was lost says so."""
     shown = {"trial": str(row["number"]), "val %": percent(row["last_val_accuracy"])}
-    shown |= {"again %": percent(row["again"])} if confirmed else {}
+    shown |= {"again %": "failed" if lost else percent(row["again"])} if confirmed else {}
     if "best_val_accuracy" in row:
         shown |= {"best %": percent(row["best_val_accuracy"]), "epochs": number(row["epochs"], ".1f")}
     return shown | {"device s": number(row["device_seconds"], ".1f"), "settings": describe_settings(row)}

@@ -28,7 +28,8 @@ COLUMN_NOTES = {
 }
 """What the columns mean that do not say it themselves; ``ahead by`` stands behind an arm's name."""
 SEARCH_NOTES = {
-    "again %": "val accuracy of the same settings with another seed: the winner is chosen by the mean of both",
+    "again %": "val accuracy of the same settings with another seed: the winner is chosen by the mean of both, "
+    "among those that have one",
     "rung": "share of a trial's task stage at which it was held against the others of its arm",
     "rank": "Spearman's rank correlation between val at the rung and at the end, over the trials that ran to their end. Those "
     "are the better ones, and those that are never stopped; over all trials it is usually higher",

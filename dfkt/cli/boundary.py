@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from dfkt.errors import DfktError, InputError, one_line
+from dfkt.errors import DfktError, InputError, is_full, one_line, storage_error
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 LIBRARIES = r"(torch|torchvision|ray|optuna|pyarrow|pandas|numpy|PIL)(\.|$)"
@@ -99,6 +99,8 @@ def _told(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         _write(sys.stderr, "interrupted; what was finished is kept, and the same command goes on from there\n")
         return EXIT_INTERRUPTED
+    if is_full(error):
+        error = storage_error(error, ".")
     known = {InputError: ("error", EXIT_INPUT), DfktError: ("failed", EXIT_FAILED)}
     for kind, (word, code) in known.items():
         if isinstance(error, kind):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 import torch
 
 from dfkt.cli.boundary import EXIT_FAILED, say
@@ -27,24 +27,25 @@ from dfkt.cli.options import (
     with_choices,
 )
 from dfkt.cli.settings import add_settings, with_settings
-from dfkt.config import Placement, from_dict, to_dict
-from dfkt.errors import StudyError
+from dfkt.cli.trial import Trial, find_trial
+from dfkt.config import Placement, is_finite, to_dict
+from dfkt.data.load import check_test
+from dfkt.errors import CheckpointError, NonFiniteLossError, StudyError
 from dfkt.methods.registry import METHODS, find_method
-from dfkt.store.files import Storage
+from dfkt.store.files import Storage, readable
 from dfkt.store.origin import environment
-from dfkt.store.rows import best_trials, row_settings
-from dfkt.store.study_store import read_study
 from dfkt.training.config import RunConfig
 from dfkt.training.evaluate import evaluate
 from dfkt.training.optim import network_dtype
 from dfkt.training.progress import ProgressLine, place
 from dfkt.training.run import STUDENT_FILE, Job, Payload, build_student, check_run, images_for, run_job, test_images_for
 from dfkt.training.state import STATE_FILE, load_state, load_weights
+from dfkt.training.students import ABOUT_FILE as STUDENT_ABOUT
 from dfkt.training.teacher import WEIGHTS_FILE, find_teacher
 
 HELP = "train one student, no search"
 RESULT_FILE, ABOUT_FILE = "result.json", "run.json"
-OWN_FILES = (WEIGHTS_FILE, STUDENT_FILE, STATE_FILE, RESULT_FILE)
+OWN_FILES = (WEIGHTS_FILE, STUDENT_FILE, STUDENT_ABOUT, STATE_FILE, RESULT_FILE)
 Log = Callable[[str], None]
 
 
@@ -63,27 +64,13 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         help="open the test split for a --trial too, also for one that is trained already",
     )
     add_settings(group, "the method")
+    group.add_argument("--dry-run", action="store_true", help="check everything, say what would be trained, and end")
     group.add_argument("--seed", type=whole, help="initial weights, order of images, augmentation")
     group.add_argument("--out", default="results/distill", help="folder of the run (default: results/distill)")
     add_data(parser)
     add_networks(parser)
     add_training(parser)
     add_device(parser)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A trial of a study, to be trained again.
-
-    Attributes:
-        config: Its run.
-        study: Its study's folder, where its teacher lies.
-        placement: What was noted of where things lay and how many threads it had; nothing in studies of earlier versions.
-    """
-
-    config: RunConfig
-    study: Storage
-    placement: Mapping[str, Any]
 
 
 def run(a: argparse.Namespace) -> int:
@@ -97,7 +84,9 @@ def run(a: argparse.Namespace) -> int:
                 setattr(a, name, trial.placement.get(name))
         same = (config.teacher, config.data) == (trial.config.teacher, trial.config.data)
         teacher = trial.study if same else None
-    payload = run_distill(config, read_placement(a), a.out, say, test=a.test or trial is None, teacher=teacher)
+    payload = run_distill(
+        config, read_placement(a), a.out, say, test=a.test or trial is None, teacher=teacher, dry=a.dry_run
+    )
     return EXIT_FAILED if "failure" in payload else 0
 
 
@@ -110,56 +99,10 @@ def distill_config(a: argparse.Namespace, trial: Trial | None = None) -> RunConf
     return replace(config, method=with_settings(method, a.settings), train=updated(config.train, seed=a.seed))
 
 
-def find_trial(text: str) -> Trial:
-    """Return a study's trial, named ``FOLDER[:ARM][:NUMBER]``; by default the best one.
-
-    Raises:
-        StudyError: If there is no such study, arm or trial, or none is complete.
-    """
-    folder, arm, number = split_trial(text)
-    study = read_study(folder)
-    arms = {entry["name"]: entry for entry in study.meta["config"]["arms"]}
-    if arm not in (None, *arms):
-        raise StudyError(f"Study {study.name} has the arms {', '.join(arms)}, but {text!r} names {arm}.")
-    trials = study.trials if arm is None else study.trials[study.trials.arm == arm]
-    rows = best_trials(trials, 1, study.confirmations) if number is None else trials[trials.number == number]
-    if rows.empty:
-        what, of = "complete trial" if number is None else f"trial {number}", "" if arm is None else f" of arm {arm}"
-        counts = study.trials.arm.value_counts()
-        have = ", ".join(f"{counts.get(name, 0)} of {name}" for name in arms)
-        raise StudyError(f"Study {study.name} has no {what}{of}. Its trials are {have}.")
-    if len(rows) > 1:
-        raise StudyError(
-            f"Study {study.name} has a trial {number} in {', '.join(rows.arm)}. Name it FOLDER:ARM:NUMBER."
-        )
-    row = rows.iloc[0]
-    shared = {name: study.meta["config"][name] for name in ("data", "teacher", "student", "train")}
-    config = from_dict(RunConfig, shared | {"method": row_settings(row)})
-    config = replace(config, train=updated(config.train, epochs=arms[row.arm]["epochs"]))
-    return Trial(config, Storage(folder), _placement_of(study.meta.get("sessions", []), row.started))
-
-
-def _placement_of(sessions: Sequence[Mapping[str, Any]], started: Any) -> Mapping[str, Any]:
-    """Return the placement that the session noted in which a trial started: the last one that began before it."""
-    before = [session for session in sessions if pd.isna(started) or pd.Timestamp(session["started"]) <= started]
-    noted: Mapping[str, Any] = before[-1].get("placement", {}) if before else {}
-    return noted
-
-
-def split_trial(text: str) -> tuple[str, str | None, int | None]:
-    """Return folder, arm and number of ``FOLDER[:ARM][:NUMBER]``; the folder may be a URI."""
-    arm = number = None
-    folder, _, tail = text.rpartition(":")
-    if folder and tail.isascii() and tail.isdecimal() and len(tail) < 10:
-        text, number = folder, int(tail)
-    if ":" in text.rpartition("/")[2] and not Storage(text).exists("study.json"):
-        text, _, arm = text.rpartition(":")
-    return text, arm, number
-
-
 def run_distill(
-    config: RunConfig, placement: Placement, out: str, log: Log, *, test: bool = True, teacher: Storage | None = None
-) -> Payload:
+    config: RunConfig, placement: Placement, out: str, log: Log, *,
+    test: bool = True, teacher: Storage | None = None, dry: bool = False,
+) -> Payload:  # fmt: skip
     """Run one configuration in this process, from its checkpoint if an earlier attempt left one.
 
     Args:
@@ -169,9 +112,10 @@ def run_distill(
         log: Receives the lines that a user reads.
         test: Open the test split when training is over, or for the student that an earlier call trained.
         teacher: A study's folder, whose teacher is taken if there is one.
+        dry: Check everything, train and write nothing.
 
     Returns:
-        The run's last report, as :func:`dfkt.training.run.run_job` makes it.
+        The run's last report, as :func:`dfkt.training.run.run_job` makes it; nothing of a dry run.
 
     Raises:
         InputError: If anything that was asked for cannot be done, or ``out`` holds something else; nothing was trained then.
@@ -183,17 +127,20 @@ def run_distill(
         data = images_for(config.data, placement)
         notes: list[str] = []
         schedule = check_run(config, data, notes.append)
+        check_test(config.data, placement.data_root, data)
         storage.check_writable()
-        _claim(config, storage)
         log(data.describe())
         for note in (*data.notes, *notes):
             log(f"note: {note}")
         log("\n".join(stage.describe() for stage in schedule))
+        if dry:
+            return {}
+        _claim(config, storage)
         if config.method.taught:
             if teacher is not None and not storage.exists(WEIGHTS_FILE) and (weights := teacher.read(WEIGHTS_FILE)):
                 storage.write(WEIGHTS_FILE, weights)
             find_teacher(config.teacher, data, placement, log, storage)
-        payload = _train(Job(config, placement, storage.path, storage.path, test=test, keep=True), storage)
+        payload = _train(Job(config, placement, storage.path, storage.path, test=test, keep=True), storage, log)
     if "failure" in payload:
         log(f"failed: {payload['failure']}")
     else:
@@ -203,15 +150,10 @@ def run_distill(
     return payload
 
 
-def _train(job: Job, storage: Storage) -> Payload:
+def _train(job: Job, storage: Storage, log: Log) -> Payload:
     """Run a job and keep its student and its last report with all records; what is done already is read."""
-    kept = storage.read(RESULT_FILE)
-    if kept is not None:
-        payload: Payload = json.loads(kept)
-        if job.test and not {"test_accuracy", "failure"} & payload.keys():
-            payload |= _test(job, storage)
-            storage.write(RESULT_FILE, json.dumps(payload).encode())
-        return payload
+    if (done := _done(job, storage, log)) is not None:
+        return done
     records: dict[int, Any] = {}
     last: Payload = {}
     line = ProgressLine()
@@ -227,7 +169,38 @@ def _train(job: Job, storage: Storage) -> Payload:
     line.clear()
     last["records"] = [records[index] for index in sorted(records)]
     storage.write(RESULT_FILE, json.dumps(last).encode())
+    storage.delete(STATE_FILE)
     return last
+
+
+def _done(job: Job, storage: Storage, log: Log) -> Payload | None:
+    """Return what an earlier call kept of the run, tested if that is asked for; ``None`` if it is to be done, or done again."""
+    kept = storage.read(RESULT_FILE)
+    if kept is None:
+        return None
+    payload = _result_in(kept)
+    if payload is None:
+        log(f"{RESULT_FILE} is damaged: the run is done again")
+    elif job.test and not {"test_accuracy", "failure"} & payload.keys():
+        try:
+            payload |= _test(job, storage)
+        except CheckpointError as error:
+            log(f"{error} The run is done again")
+            return None
+        storage.write(RESULT_FILE, json.dumps(payload).encode())
+    return payload
+
+
+def _result_in(kept: bytes) -> Payload | None:
+    """Return a run's last report, or ``None`` if it is none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(kept)
+        if isinstance(found, dict) and isinstance(found.get("records"), list):
+            accuracies = [found[name] for name in ("val_accuracy", "test_accuracy") if name in found]
+            said = isinstance(found.get("failure"), str) or "val_accuracy" in found
+            if said and all(is_finite(accuracy) for accuracy in accuracies):
+                return found
+    return None
 
 
 def _test(job: Job, storage: Storage) -> Payload:
@@ -239,24 +212,34 @@ def _test(job: Job, storage: Storage) -> Payload:
     weights = load_state(storage, STUDENT_FILE) or {}
     load_weights(network, weights, f"{job.storage}/{STUDENT_FILE}", config.student.name)
     accuracy, loss = evaluate(network, data, test_images_for(config.data, job.placement), config.train.precision)
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(f"The test loss is {loss:g}: the student has diverged. Train it at a lower rate.")
     return {"test_accuracy": accuracy, "test_loss": loss}
 
 
 def _check_free(config: RunConfig, storage: Storage) -> None:
     """Refuse a folder that holds another run, or files of such names that no run wrote."""
-    stored = storage.read(ABOUT_FILE)
-    if stored is not None:
-        if _key_in(stored) != config.key:
-            raise StudyError(f"Folder {storage.path} holds another run. Take another --out.")
-    elif foreign := [name for name in OWN_FILES if storage.exists(name)]:
+    storage.check_folder()
+    with readable(storage):
+        stored = storage.read(ABOUT_FILE)
+        foreign = [name for name in OWN_FILES if storage.exists(name)]
+    if stored is None and foreign:
         raise StudyError(f"Folder {storage.path} holds {', '.join(foreign)}, but no {ABOUT_FILE}. Take another --out.")
+    if stored is not None and (key := _key_in(stored)) != config.key:
+        if key is None:
+            raise StudyError(
+                f"{ABOUT_FILE} in {storage.path} is damaged: it does not say which run lies there. "
+                "Take another --out, or move the folder away."
+            )
+        raise StudyError(f"Folder {storage.path} holds another run. Take another --out.")
 
 
-def _key_in(about: bytes) -> Any:
+def _key_in(about: bytes) -> str | None:
     """Return the key that a run's description has; ``None`` if it is no run's description."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(about)
-        return found.get("key") if isinstance(found, dict) else None
+        if isinstance(found, dict) and isinstance(found.get("key"), str):
+            return str(found["key"])
     return None
 
 

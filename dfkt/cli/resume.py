@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfkt.cli.boundary import EXIT_FAILED, say
 from dfkt.cli.options import add_workers
-from dfkt.cli.study import run_all
+from dfkt.cli.study import add_dry_run, add_retry, run_all
 from dfkt.config import from_dict
 from dfkt.errors import InputError, StudyError
-from dfkt.store.files import Storage
-from dfkt.store.study_store import StudyStore
+from dfkt.store.files import Storage, readable
+from dfkt.store.study_file import STUDY_FILE, check_entries
+from dfkt.store.study_store import StudyStore, studies_below
 from dfkt.training.teacher import WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -37,31 +39,44 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data and teacher (default of all switches: as in the study's last session)")
     group.add_argument("--data-root", help="where torchvision's sets are kept")
     group.add_argument("--teacher-root", help="where trained teachers are kept")
+    add_retry(parser)
+    add_dry_run(parser)
     add_workers(parser, settings=False)
 
 
 def run(a: argparse.Namespace) -> int:
-    """Go on with all studies of the folder in one queue."""
-    results, stores = find_studies(Storage(a.study))
-    read = [read_config(store) for store in stores]
+    """Go on with all studies of the folder in one queue; one that is damaged is named, and the others go on."""
+    results, places = find_studies(Storage(a.study))
+    stores, read, faults = [], [], []
+    for place in places:
+        try:
+            store = StudyStore.open(place)
+            read.append(read_config(store))
+            stores.append(store)
+        except StudyError as error:
+            faults.append(error)
+    if not read:
+        raise faults[0]
+    for fault in faults:
+        say(f"left out: {fault}")
     sessions = [session for store in stores for session in store.meta.get("sessions", [])]
     latest: Mapping[str, Any] = max(sessions, key=lambda session: str(session.get("started")), default={})
     for switch, value in noted(latest).items():
         if getattr(a, switch) is None:
             setattr(a, switch, value)
-    return run_all(read, results.path, a)
+    return run_all(read, results.path, a) or (EXIT_FAILED if faults else 0)
 
 
-def find_studies(storage: Storage) -> tuple[Storage, list[StudyStore]]:
-    """Return the study in a folder, or all those directly below it, and the folder in which they lie.
+def find_studies(storage: Storage) -> tuple[Storage, list[Storage]]:
+    """Return the folder of a study, or of all those directly below one, and the folder in which they lie.
 
     Raises:
-        StudyError: If there is none, one is damaged, or one lies in a folder that has not its name.
+        StudyError: If there is none, or the folder cannot be read.
     """
-    if storage.exists("study.json"):
-        return storage.split()[0], [StudyStore.open(storage)]
-    below = [storage.sub(name) for name in storage.folders()]
-    found = [StudyStore.open(place) for place in below if place.exists("study.json")]
+    with readable(storage):
+        if storage.exists(STUDY_FILE):
+            return storage.split()[0], [storage]
+        found = studies_below(storage)
     if not found:
         raise StudyError(f"A folder must hold a study.json, or several studies below it, but {storage.path} has none.")
     return storage, found
@@ -79,8 +94,9 @@ def read_config(store: StudyStore) -> StudyConfig:
     from dfkt.study.opening import has_begun
 
     storage = store.storage
+    check_entries(storage, store.meta, "config")
     try:
-        config = from_dict(StudyConfig, store.meta.get("config", {}))
+        config = from_dict(StudyConfig, store.meta["config"])
         last = (store.meta.get("sessions") or [{}])[-1].get("arms") or [arm.name for arm in config.arms]
         config = replace(config, arms=tuple(arm for arm in config.arms if arm.name in last))
     except (InputError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 
 from dfkt.cli.boundary import say
 from dfkt.cli.numbers import whole
 from dfkt.config import check_rule
+from dfkt.errors import DfktError, StudyError
+from dfkt.store.files import Storage, readable
+from dfkt.store.study_file import STUDY_FILE, read_study_file
+from dfkt.store.study_store import read_study, studies_below
 
 HELP = "print the tables of a study, or of a folder of studies"
 
@@ -20,9 +26,43 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace) -> int:
-    """Print."""
+    """Print; of several studies those that can be read, and end with what is wrong with the others."""
+    from dfkt.analysis.figures import ABOUT_FILE
     from dfkt.analysis.pages import folder_page
 
     check_rule(a.best is None or a.best >= 1, "best >= 1", best=a.best)
-    say(folder_page(a.study, a.best))
+    storage = Storage(a.study)
+    with readable(storage):
+        if storage.exists(STUDY_FILE):
+            say(_page(storage, a.best))
+        elif storage.exists(ABOUT_FILE) or not (below := studies_below(storage)):
+            say(folder_page(storage, a.best))
+        else:
+            _show_all(below, a.best)
     return 0
+
+
+def _show_all(studies: Sequence[Storage], best: int | None) -> None:
+    """Print the pages of several studies; a copy goes by its folder's name.
+
+    Raises:
+        DfktError: At the end, if some cannot be read.
+    """
+    pages, faults = [], []
+    for place in studies:
+        try:
+            pages.append(_page(place, best, place.split()[1]))
+        except StudyError as error:
+            faults.append(str(error))
+    if pages:
+        say("\n\n\n".join(pages))
+    if faults:
+        raise DfktError(f"{len(faults)} of {len(studies)} studies cannot be shown: {' '.join(faults)}")
+
+
+def _page(storage: Storage, best: int | None, name: str | None = None) -> str:
+    from dfkt.analysis.pages import study_page
+
+    read_study_file(storage, "config")  # nobody else asks for it
+    study = read_study(storage)
+    return study_page(replace(study, name=name or study.name), best)

@@ -64,11 +64,23 @@ def add_common(parser: argparse.ArgumentParser, group: argparse._ActionsContaine
     )
     group.add_argument("--search-seed", type=whole, help="seed of Optuna's samplers")
     group.add_argument("--max-failures", type=whole, help="restarts of a run whose process died (default: 2)")
+    add_retry(group)
+    add_dry_run(group)
     group.add_argument("--smoke", action="store_true", help="shrink it to a smoke run of a minute or two")
     add_data(parser)
     add_networks(parser)
     add_training(parser)
     add_workers(parser)
+
+
+def add_retry(group: argparse._ActionsContainer) -> None:
+    """Add the switch for runs that failed for a reason that was mended."""
+    group.add_argument("--retry-failed", action="store_true", help="try the runs that failed before again")
+
+
+def add_dry_run(group: argparse._ActionsContainer) -> None:
+    """Add the switch that checks everything and trains nothing."""
+    group.add_argument("--dry-run", action="store_true", help="check everything, say what would be trained, and end")
 
 
 def run_script(config: StudyConfig, description: str | None, argv: Sequence[str] | None = None) -> int:
@@ -88,9 +100,13 @@ def run(a: argparse.Namespace, config: StudyConfig | None = None) -> int:
 def run_all(configs: Sequence[StudyConfig], results: str, a: argparse.Namespace) -> int:
     """Run studies, print what came out and where it lies; return the exit code."""
     from dfkt.analysis.pages import folder_page
-    from dfkt.study.study import run_studies
+    from dfkt.study.study import check_studies, run_studies
 
+    if a.dry_run:
+        check_studies(configs, results, placement=read_placement(a), log=say)
+        return 0
     given = {"placement": read_placement(a), "workers": read_workers(a), "address": a.address, "log": say}
+    given |= {"retry": a.retry_failed}
     folders, single = [Storage(results).sub(config.name) for config in configs], len(configs) == 1
     shown = folders[0].path if single else results
     stopped = f"interrupted; what was finished is kept; `python -m dfkt resume {shlex.quote(shown)}` goes on from there"
@@ -110,6 +126,8 @@ def run_all(configs: Sequence[StudyConfig], results: str, a: argparse.Namespace)
     journal = f"{shown if single else 'FOLDER'}/optuna.journal"
     dashboard = f"; optuna-dashboard {journal}" if any(config.searched for config in configs) else ""
     say(f"look further: python -m dfkt show {shown}; notebooks/study.ipynb{dashboard}")
+    if failed := outcome.failures:
+        say(f"{failed} run{'s' * (failed > 1)} failed; the same command with --retry-failed tries them again")
     return EXIT_FAILED if outcome.failures else 0
 
 

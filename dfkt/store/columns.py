@@ -94,10 +94,16 @@ def widened(
             raise StudyError(f"A parameter must be one of {', '.join(PARAM_TYPES)}, but {name} is {kind}.")
         if kinds.setdefault(name, kind) != kind:
             raise StudyError(f"A parameter must have one type in all arms, but {name} is {kinds[name]} and {kind}.")
-    taken = [name for name in losses if f"{name}_loss" in epoch_schema([]).names]
-    if taken:
-        raise StudyError(f"A loss must have a column of its own, but every study has a column {taken[0]}_loss.")
-    return {"params": kinds, "losses": list(dict.fromkeys([*old_losses, *losses]))}
+    names = list(dict.fromkeys([*old_losses, *losses]))
+    if (taken := loss_without_column(names)) is not None:
+        raise StudyError(f"A loss must have a column of its own, but every study has a column {taken}_loss.")
+    return {"params": kinds, "losses": names}
+
+
+def loss_without_column(losses: Sequence[str]) -> str | None:
+    """Return a loss that is listed twice or whose column every study has, if there is one."""
+    taken = {name for name in losses if f"{name}_loss" in epoch_schema([]).names or losses.count(name) > 1}
+    return min(taken, default=None)
 
 
 def to_table(schema: Any, records: Sequence[Mapping[str, Any]]) -> Any:

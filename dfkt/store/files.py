@@ -9,11 +9,9 @@ is no object store (``hdfs://``) a reader may meet a file that is being written.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
-import socket
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +19,12 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from dfkt.errors import StudyError
+from dfkt.errors import StudyError, one_line
+from dfkt.store.lock import locked, tidied
+
+WITH_BUCKET = ("s3", "gs", "gcs", "abfs", "abfss")
+SCHEMES = (*WITH_BUCKET, "file", "hdfs", "viewfs", "http", "https")
+"""What begins like a URI and is not taken for a local path."""
 
 
 class Storage:
@@ -34,7 +37,7 @@ class Storage:
             ``s3://bucket/folder``, ``gs://…``, ``file:///…``. Options behind ``?`` hold for sub-folders too.
 
     Raises:
-        StudyError: If the path is empty.
+        StudyError: If the path is empty, or looks like a URI but is none, or one without a bucket.
 
     Attributes:
         path: The absolute local path (also of a ``file://`` URI), or the URI as given.
@@ -47,8 +50,7 @@ class Storage:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         text = os.fspath(path)
-        if not text:
-            raise StudyError("A study folder must be a path or a URI, but got an empty text.")
+        _check_place(text)
         if text.startswith("file://"):
             text = _from_uri(text)[1]
         self.is_local = "://" not in text
@@ -144,6 +146,16 @@ class Storage:
                 system, path = self._locate()
                 system.delete_dir(path)
 
+    def check_folder(self) -> None:
+        """Refuse a place that holds something else than a folder, or a link that leads nowhere. Nothing is written.
+
+        Raises:
+            StudyError: If so.
+        """
+        if self.is_local and os.path.lexists(self.path) and not os.path.isdir(self.path):
+            found = "a link that leads nowhere" if not os.path.exists(self.path) else "a file"
+            raise StudyError(f"A study needs a folder, but {self.path} is {found}. Move it away, or take another name.")
+
     def check_writable(self) -> None:
         """Write and delete a probe file; the folder is created if it is missing.
 
@@ -157,45 +169,27 @@ class Storage:
         except (OSError, pa.ArrowException) as error:
             remedy = "Check its permissions and free space" if self.is_local else "Check the URI and your credentials"
             raise StudyError(
-                f"A study folder must be writable, but {self.path} is not: {error}. {remedy}, or choose another folder."
+                f"A study folder must be writable, but {self.path} is not: {one_line(error)}. "
+                f"{remedy}, or choose another folder."
             ) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process while the context lasts.
+        """Hold the folder for this process while the context lasts; it is created if it is missing.
 
-        The kernel frees the lock when the process dies, however it dies. It is taken on the file ``.lock``, which
-        stays: deleting it would let a second process in beside its holder. A remote folder has no lock: there,
-        nothing keeps two processes apart.
+        A folder in which nothing was written meanwhile is left as it was (:mod:`dfkt.store.lock`). A remote folder has no
+        lock: there, nothing keeps two processes apart.
 
         Raises:
-            StudyError: If another process (or another context of this one) holds the folder.
+            StudyError: If another process (or another context of this one) holds the folder, or it is not writable.
         """
         if not self.is_local:
             yield
             return
-        self.check_writable()
-        handle = os.open(os.path.join(self.path, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            self._take(handle)
-            yield
-        finally:
-            os.close(handle)
-
-    def _take(self, handle: int) -> None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 1000, 0).decode(errors="replace") or "another process"
-            raise StudyError(
-                f"The study folder {self.path} is in use by {holder}. Wait for its end, or give the study another name."
-            ) from None
-        except OSError as error:
-            raise StudyError(
-                f"The study folder {self.path} cannot be locked: {error}. Choose a folder on another file system."
-            ) from error
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with tidied(self.path):
+            self.check_writable()
+            with locked(self.path):
+                yield
 
     def _scan(self) -> list[tuple[str, str]]:
         """Return name and kind, ``file``, ``folder`` or ``other``, of all that lies directly inside."""
@@ -219,7 +213,9 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
             os.replace(hidden, os.path.join(self.path, name))
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError):
+                error.filename = error.filename or self.path  # a write does not say where
             with contextlib.suppress(OSError):
                 os.unlink(hidden)
             raise
@@ -245,12 +241,40 @@ def _put(system: Any, path: str, data: bytes) -> None:
         stream.write(data)
 
 
+def _check_place(text: str) -> None:
+    """Refuse what is neither a path nor a URI; what is left of a variable that was not set is the usual reason."""
+    if not text:
+        raise StudyError("A study folder must be a path or a URI, but got an empty text.")
+    scheme, mark, rest = text.partition(":")
+    if scheme.lower() in SCHEMES and mark and not rest.startswith("//"):
+        raise StudyError(
+            f"A URI begins with {scheme.lower()}://, but got {text!r}. Write ./{text} for a local folder of that name."
+        )
+    if scheme in WITH_BUCKET and re.match(r"//($|[/?])", rest):
+        raise StudyError(
+            f"A URI names a bucket, {scheme}://BUCKET/FOLDER, but got {text!r}. Is a variable in it not set?"
+        )
+
+
+@contextlib.contextmanager
+def readable(storage: Storage) -> Iterator[None]:
+    """Turn what reading a folder raises into one line.
+
+    Raises:
+        StudyError: If the folder cannot be read, with the reason.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise StudyError(f"A study's folder must be readable, but {storage.path} is not: {one_line(error)}.") from error
+
+
 def _from_uri(uri: str) -> tuple[Any, str]:
     """Return file system and path of a URI; tests put their own here."""
     try:
         system, path = fs.FileSystem.from_uri(uri)
-    except pa.ArrowInvalid as error:
+    except (OSError, pa.ArrowException) as error:
         raise StudyError(
-            f"A study folder is a local path or a URI that pyarrow knows, but got {uri!r}: {error}"
+            f"A study folder is a local path or a URI that pyarrow knows, but got {uri!r}: {one_line(error)}."
         ) from error
     return system, str(path)

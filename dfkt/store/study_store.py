@@ -9,7 +9,8 @@
     confirmation_epochs/arm=ARM/…         one row per epoch record of these
     finals/arm=ARM/…                      the final runs, with the test accuracy
     final_epochs/arm=ARM/…                one row per epoch record of a final run
-    teacher.pt, optuna.journal, students/, errors.txt if a run failed, and while it runs runs/ and ray/
+    teacher.pt, optuna.journal, students/, errors.txt if a run failed, optuna.journal.old if one had to be made anew,
+    and while it runs runs/ and ray/
 
 Arm and number name a run: every arm counts from 0. How tables become files, :mod:`dfkt.store.tables` says. A run's
 epochs are written before its row: a run is finished when its row says so, and then its epochs are there. A kill in
@@ -30,14 +31,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import pandas as pd
-import pyarrow as pa
 
-from dfkt.errors import StudyError, one_line
+from dfkt.errors import StudyError
 from dfkt.store.columns import epoch_schema, final_schema, trial_schema, widened
-from dfkt.store.files import Storage, is_leftover
+from dfkt.store.files import Storage, is_leftover, readable
+from dfkt.store.lock import LOCK_FILE
+from dfkt.store.study_file import FORMAT, STUDY_FILE, read_study_file
 from dfkt.store.tables import PartTable, RunTables
 
-FORMAT = 3
 TABLES = {
     "trial": ("trials", "epochs"),
     "confirmation": ("confirmations", "confirmation_epochs"),
@@ -45,7 +46,9 @@ TABLES = {
 }
 """By kind of run, its two tables."""
 STUDY_FOLDERS = (*(name for names in TABLES.values() for name in names), "students", "runs", "ray")
-STUDY_FILES = ("teacher.pt", "optuna.journal", "optuna.journal.lock", "errors.txt", "study.json")
+STUDY_FILES = (
+    "teacher.pt", "optuna.journal", "optuna.journal.lock", "optuna.journal.old", "errors.txt", STUDY_FILE,
+)  # fmt: skip
 STUDY_NAMES = frozenset(STUDY_FOLDERS + STUDY_FILES)
 """All that a study writes into its folder, but for ``.lock``."""
 
@@ -56,11 +59,10 @@ def claim(storage: Storage) -> None:
     Raises:
         StudyError: If something lies in the folder, but no ``study.json``; or if the folder cannot be read.
     """
-    try:
-        found = [name for name in storage.entries() if name != ".lock" and not is_leftover(name)]
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(storage, error) from error
-    if found and "study.json" not in found:
+    storage.check_folder()
+    with readable(storage):
+        found = [name for name in storage.entries() if name != LOCK_FILE and not is_leftover(name)]
+    if found and STUDY_FILE not in found:
         shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
         raise StudyError(
             f"A study's folder must be empty or hold a study.json, but {storage.path} holds {shown}. "
@@ -77,6 +79,8 @@ def hold(storage: Storage) -> Iterator[None]:
     """
     claim(storage)
     with storage.lock():
+        if not storage.is_local:
+            storage.check_writable()
         claim(storage)  # between the two, another program may have put something there
         yield
 
@@ -90,7 +94,7 @@ def clear(storage: Storage) -> None:
         StudyError: If the folder is not a study's, or its ``study.json`` is damaged or of another format.
     """
     claim(storage)
-    if storage.exists("study.json"):
+    if storage.exists(STUDY_FILE):
         StudyStore.open(storage)
     for name in sorted({*STUDY_FOLDERS} & {*storage.folders()}):
         storage.sub(name).delete_all()
@@ -126,7 +130,7 @@ class StudyStore:
             StudyError: If there is a study already, a type is another one, a loss's column is taken, or ``meta`` is
                 not JSON.
         """
-        if storage.exists("study.json"):
+        if storage.exists(STUDY_FILE):
             raise StudyError(
                 f"A new study needs a new folder, but {storage.path} has one. Resume it, or take another name."
             )
@@ -140,24 +144,9 @@ class StudyStore:
         """Open the study in a folder; nothing is written.
 
         Raises:
-            StudyError: If there is none, or its ``study.json`` cannot be read, is damaged or of another format.
+            StudyError: As :func:`dfkt.store.study_file.read_study_file` says.
         """
-        try:
-            data = storage.read("study.json")
-        except (OSError, pa.ArrowException) as error:
-            raise _unreadable(storage, error) from error
-        if data is None:
-            raise StudyError(f"A study's folder must have a study.json, but {storage.path} has none.")
-        try:
-            meta = json.loads(data)
-            if meta["format"] != FORMAT:
-                raise StudyError(
-                    f"study.json must have format {FORMAT}, but {storage.path} has {meta['format']!r}. "
-                    "Finish or read that study with the version of dfkt that wrote it, or take another --name."
-                )
-            return cls(storage, meta)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StudyError(f"study.json in {storage.path} is damaged: {error!r}.") from error
+        return cls(storage, read_study_file(storage))
 
     def update_meta(self, **changes: Any) -> None:
         """Set entries of ``study.json``; those that describe the columns cannot be changed so."""
@@ -225,7 +214,7 @@ class StudyStore:
             text = json.dumps(meta, indent=2, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise StudyError(f"study.json takes JSON values only: {error}.") from error
-        self.storage.write("study.json", text.encode())
+        self.storage.write(STUDY_FILE, text.encode())
         if any(self.meta[name] != meta[name] for name in ("params", "losses")):
             self._use(json.loads(text))
         else:
@@ -238,9 +227,12 @@ class StudyStore:
                 table.unify()
             self._write(self.meta | {"columns": self._columns})
 
-    def _read(self, name: str) -> Study:
-        arms = _arms(self.meta)
-        return Study(name, self.meta, *(frame for tables in self._runs.values() for frame in tables.read(arms)))
+    def _read(self, folder: str) -> Study:
+        config = self.meta.get("config", {"name": folder, "arms": []})
+        arms = [arm["name"] for arm in config["arms"]]
+        return Study(
+            config["name"], self.meta, *(frame for tables in self._runs.values() for frame in tables.read(arms))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +263,7 @@ def read_study(path: str | os.PathLike[str] | Storage) -> Study:
     store = StudyStore.open(storage)
     while True:
         try:
-            return store._read(str(_config(store.meta).get("name", folder)))
+            return store._read(folder)
         except StudyError:  # a writer that adds columns changes study.json before the parts, maybe since we read it
             latest = StudyStore.open(storage)
             if latest._columns == store._columns:
@@ -279,16 +271,7 @@ def read_study(path: str | os.PathLike[str] | Storage) -> Study:
             store = latest
 
 
-def _config(meta: Mapping[str, Any]) -> Mapping[str, Any]:
-    config = meta.get("config")
-    return config if isinstance(config, dict) else {}
-
-
-def _arms(meta: Mapping[str, Any]) -> list[str]:
-    """Return the arms that ``study.json`` lists, in its order."""
-    arms = _config(meta).get("arms")
-    return [str(arm["name"]) for arm in arms if "name" in arm] if isinstance(arms, list) else []
-
-
-def _unreadable(storage: Storage, error: Exception) -> StudyError:
-    return StudyError(f"A study's folder must be readable, but {storage.path} is not: {one_line(error)}.")
+def studies_below(storage: Storage) -> list[Storage]:
+    """Return the folders directly below one that are a study's, damaged or not, by name."""
+    below = [storage.sub(name) for name in storage.folders()]
+    return [place for place in below if place.exists(STUDY_FILE)]

@@ -32,6 +32,7 @@ from dfkt.store.files import Storage
 
 RUNS_PER_PART = 64
 PARTS_IN_MEMORY = 32
+REMEDY = "Put a copy of the file back, or move it away: when the study is resumed, runs without a row are done again."
 
 
 def check_arm(name: str) -> None:
@@ -61,6 +62,8 @@ class PartTable:
 
     def __init__(self, folder: Storage, schema: Any) -> None:
         self.folder, self.schema = folder, schema
+        self.once = "index" not in schema.names
+        """Whether a run has one row."""
         self._recent: dict[tuple[str, int], Any] = {}
 
     def get(self, arm: str, number: int) -> Any:
@@ -115,8 +118,17 @@ class PartTable:
         return [(arm, k) for arm, found in zip(arms, pool.map(self._numbers, arms), strict=True) for k in found]
 
     def _numbers(self, arm: str) -> list[int]:
-        found = [re.fullmatch(r"part-(\d{5,})\.parquet", name) for name in self._folder(arm).names()]
-        return sorted(int(match[1]) for match in found if match)
+        folder = self._folder(arm)
+        found = {
+            name: int(match[1]) for name in folder.names() if (match := re.match(r"part-(\d{5,}).*\.parquet$", name))
+        }
+        for name, k in found.items():
+            if name != _part_name(k):
+                raise StudyError(
+                    f"A part of {folder.path} must be there once, but {name} looks like a copy of {_part_name(k)}. "
+                    "Move one of them away."
+                )
+        return sorted(found.values())
 
     def _part(self, arm: str, k: int) -> Any:
         if (arm, k) not in self._recent:
@@ -139,10 +151,10 @@ class PartTable:
         for attempt in range(3):
             try:
                 data = folder.read(name)
-                return None if data is None else pq.read_table(pa.BufferReader(data), use_threads=False)
+                return None if data is None else _parse(data)
             except (pa.ArrowException, OSError) as error:  # remotely, replaced between asking for its size and reading
                 if attempt == 2:
-                    raise StudyError(f"{name} in {folder.path} cannot be read: {one_line(error)}.") from error
+                    raise StudyError(f"{name} in {folder.path} cannot be read: {one_line(error)}. {REMEDY}") from error
         return None
 
     def _conform(self, arm: str, k: int, table: Any) -> Any:
@@ -157,19 +169,41 @@ class PartTable:
                 self._refuse(arm, k, f"no column {field.name}", _text(field))
         empty = {field.name: pa.nulls(len(table), field.type) for field in self.schema if field.name not in names}
         columns = [empty[name] if name in empty else table[name] for name in self.schema.names]
+        self._check_numbers(arm, k, table["number"].to_numpy())
         return pa.table(columns, schema=self.schema)
+
+    def _check_numbers(self, arm: str, k: int, numbers: Any) -> None:
+        """Refuse runs that belong into another part, or that do not stand in their order: no file of ours has any."""
+        at = f"{_part_name(k)} in {self._folder(arm).path}"
+        for other in np.unique(numbers // RUNS_PER_PART).tolist():
+            if other != k:
+                raise StudyError(
+                    f"{at} must hold runs {k * RUNS_PER_PART} to {(k + 1) * RUNS_PER_PART - 1}, but it holds some of "
+                    f"{_part_name(other)}, of which it may be a copy. Move it away."
+                )
+        steps = np.diff(numbers)
+        if (steps < 0).any() or (self.once and (steps == 0).any()):
+            raise StudyError(f"{at} is damaged: its runs are not there once each, by number. {REMEDY}")
 
     def _refuse(self, arm: str, k: int, found: str, wanted: str) -> None:
         raise StudyError(
             f"{_part_name(k)} in {self._folder(arm).path} must have the columns that study.json implies, "
-            f"but it has {found}, where study.json implies {wanted}."
+            f"but it has {found}, where study.json implies {wanted}. {REMEDY}"
         )
 
     def _write(self, arm: str, k: int, table: Any) -> None:
         texts = [field.name for field in self.schema if field.type == pa.string()]
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", use_dictionary=texts)  # dictionaries of floats only cost time
+        options = {"compression": "zstd", "use_dictionary": texts}  # dictionaries of floats only cost time
+        pq.write_table(table, sink, write_page_checksum=True, **options)
         self._folder(arm).write(_part_name(k), sink.getvalue().to_pybytes())
+
+
+def _parse(data: bytes) -> Any:
+    """Return the table in a part's bytes; pages are held against their checksums, where a part has any."""
+    table = pq.read_table(pa.BufferReader(data), use_threads=False, page_checksum_verification=True)
+    table.validate(full=True)
+    return table
 
 
 def _part_name(k: int) -> str:

@@ -153,6 +153,19 @@ class StudyConfig:
         """Whether a trial never ends early: with a tenth of them trials 9, 19, 29, …, none of the first, which are no samples."""
         return math.floor((number + 1) * self.spared + 1e-9) > math.floor(number * self.spared + 1e-9)
 
+    def describe(self) -> str:
+        """Return on one line what is trained.
+
+        Example:
+            >>> StudyConfig(name="s", arms=default_arms(trials=40), seeds=3).describe()
+            'search of dfkt (40 trials, the best 3 again); final runs of scratch, kd, fsp, dfkt over 3 seeds; 60 epochs each'
+        """
+        searches = (f"{arm.name} ({arm.trials} trials, the best {self.confirm} again)" for arm in self.searched)
+        finals = f"final runs of {', '.join(arm.name for arm in self.arms)} over {self.seeds} seeds"
+        lengths = sorted({arm.epochs or self.train.epochs for arm in self.arms})
+        each = f"{' or '.join(f'{epochs:g}' for epochs in lengths)} epochs each"
+        return "; ".join([*(f"search of {text}" for text in searches), finals, each])
+
     @property
     def searched(self) -> tuple[ArmConfig, ...]:
         """The arms that are searched."""

@@ -13,7 +13,7 @@ import ray.train
 import torch
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-from dfkt.errors import MOST_CHARACTERS, RunError, one_line
+from dfkt.errors import MOST_CHARACTERS, RunError, is_full, one_line, storage_error
 from dfkt.store.files import Storage
 from dfkt.training.run import Payload
 
@@ -90,14 +90,20 @@ def reason(error: BaseException | None) -> str:
     return one_line(error)
 
 
-def told_by(trial: Any) -> tuple[str, str]:
-    """Return why Tune's trial failed last, on one line, and all that Tune wrote down of it."""
+def told_by(trial: Any, folder: str) -> tuple[str, str]:
+    """Return why Tune's trial failed last, on one line, and all that Tune wrote down of it.
+
+    Raises:
+        RunError: If the storage of its study, in a folder, takes nothing more.
+    """
     details = ""
     try:
         details = Path(trial.error_file).read_text(errors="replace")
         error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     except Exception:  # no file, or an exception of a kind that cannot be made here
         return _last_line(details) or reason(None), details
+    if is_full(found := _inner(error)):
+        raise storage_error(found, folder) from None
     return reason(error), details
 
 

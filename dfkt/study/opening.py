@@ -8,6 +8,7 @@ from typing import Any
 from dfkt.config import Placement, flatten, key_dict, to_dict
 from dfkt.data.batches import steps_per_epoch
 from dfkt.data.image_set import ImageSet
+from dfkt.data.load import check_test
 from dfkt.errors import ConfigError, StudyError
 from dfkt.methods.base import Method
 from dfkt.methods.dfkt import describe_left_out, left_out
@@ -15,6 +16,7 @@ from dfkt.methods.patterns import FlowPair
 from dfkt.networks.taps import StudentTaps
 from dfkt.store.files import Storage
 from dfkt.store.origin import environment
+from dfkt.store.study_file import check_entries, read_study_file
 from dfkt.store.study_store import StudyStore, clear
 from dfkt.study.config import ArmConfig, StudyConfig
 from dfkt.study.queue import OpenStudy, Queue
@@ -42,6 +44,7 @@ def check_study(
     _columns(config, taps)
     about = about_data(data)
     check_store(config, storage, about)
+    check_test(config.data, placement.data_root, data)
     log(data.describe())
     for note in (*data.notes, *([describe_left_out(lost)] if lost else [])):
         log(f"note: {note}")
@@ -52,7 +55,8 @@ def _check_networks(config: StudyConfig, data: ImageSet) -> StudentTaps:
     """Build both networks once and match their taps, where an arm reads any."""
     tapped = any(arm.method.tapped for arm in config.arms)
     taught = any(arm.method.taught for arm in config.arms)
-    return check_networks(config.student, config.teacher if taught else None, data, tapped=tapped)
+    precision = config.train.precision
+    return check_networks(config.student, config.teacher if taught else None, data, tapped=tapped, precision=precision)
 
 
 def _check_arm(config: StudyConfig, arm: ArmConfig, data: ImageSet, taps: StudentTaps) -> set[FlowPair]:
@@ -93,11 +97,13 @@ def check_store(config: StudyConfig, storage: Storage, about: Mapping[str, Any])
     Arms, trials and seeds may be added, and data and teachers may lie elsewhere.
 
     Raises:
-        StudyError: If a setting differs that a study cannot change; the differences are listed.
+        StudyError: If a setting differs that a study cannot change; the differences are listed. Or if it is damaged.
     """
     if not has_begun(storage):
         return
-    meta = StudyStore.open(storage).meta
+    meta = read_study_file(storage, "keyed", "data")
+    if "teacher" in meta:
+        check_entries(storage, meta["teacher"], "network", "val_accuracy", of="teacher.")
     old, new = _compared(meta["keyed"], meta["data"]), _compared(key_dict(config), about)
     changed = [
         (what, name, old[what].get(name), new[what].get(name))
@@ -136,7 +142,7 @@ def open_store(
     if has_begun(storage):
         store = StudyStore.open(storage)
         store.add_columns(params, losses)
-        sessions = store.meta["sessions"]
+        sessions = store.meta.get("sessions", [])
     else:
         clear(storage)
         store, sessions = StudyStore.create(storage, params, losses, _meta(config, {}) | {"data": dict(about)}), []

@@ -84,12 +84,15 @@ class Arm:
         }
         rows = found["trial"]
         self.done_before = sum(row["state"] != "RUNNING" for row in rows)
+        self.searched = bool(config.trials or self.done_before)
         self.trials_left = max(config.trials - self.done_before, 0)
         self.search: ArmSearch | None = None
         if self.trials_left:
             seed = study.config.search_seed
             self.search = ArmSearch(config, study.taps, study.open_journal(), rows, seed)
         self.rungs = study.config.rungs_in(self._schedule(config.method)) if self.search else ()
+        if self.searched and not config.trials:
+            log(f"{config.name}: the {self.done_before} trials of its search count on, so 0 trials change nothing")
         if self.search and study.config.early_stopping and not self.rungs:
             self._say_unstopped()
         self.winner: Method | None = None
@@ -137,7 +140,8 @@ class Arm:
     def count(self) -> int:
         """How many runs it may still hand out; which earlier final runs stay good is known with the winner."""
         config = self.study.config
-        expected = min(config.confirm, self.config.trials) if self.confirmations is None else len(self.confirmations)
+        trials = self.trials_left + self.done_before
+        expected = min(config.confirm, trials) if self.confirmations is None else len(self.confirmations)
         return self.trials_left + expected + (config.seeds if self.finals is None else len(self.finals))
 
     @property
@@ -160,7 +164,7 @@ class Arm:
     def _plan_confirmations(self) -> Iterator[Run]:
         """Yield a run with another seed for each of the best trials that has none yet; a single one has nothing to win."""
         study, name = self.study, self.config.name
-        best = self._best(study.config.confirm) if self.config.trials else pd.DataFrame()
+        best = self._best(study.config.confirm) if self.searched else pd.DataFrame()
         known = {row["number"] for row in study.store.rows("confirmation", name) if row["state"] != "RUNNING"}
         rows = self._trials()
         for number in best.number if len(best) > 1 else ():
@@ -202,7 +206,7 @@ class Arm:
     def _find_winner(self) -> Method | None:
         """Return the method that is trained over seeds; ``None``, with a line that says why, where there is none."""
         number, winner = None, self.config.method
-        if self.config.trials:
+        if self.searched:
             best = self._best(1, confirmed=True)
             if best.empty:
                 self._skip("no trial was completed, so there is nothing to train again")
@@ -251,13 +255,14 @@ class Queue:
     """
 
     def __init__(self, studies: Sequence[OpenStudy], log: Log = print) -> None:
-        self.studies = list(studies)
+        self.studies, self.log = list(studies), log
+        self.broken: Exception | None = None  # what ended it before its end; no run begins any more
         self.arms: dict[tuple[str, str], Arm] = {}
         for study in studies:
             path = study.store.storage.path
             for config in study.config.arms:
                 parent = None if config.parent is None else self.arms[path, config.parent]
-                self.arms[path, config.name] = arm = Arm(study, config, parent, log)
+                self.arms[path, config.name] = arm = Arm(study, config, parent, lambda line: self.log(line))
                 arm.plan()  # so that what is finished counts as done, and starts nothing
         self.begun = 0
         """Runs that were handed out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
@@ -13,6 +14,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from dfkt.config import to_dict
+from dfkt.errors import RunError
 from dfkt.methods.base import Method
 from dfkt.store.files import Storage
 from dfkt.study.driver import Run
@@ -26,6 +28,38 @@ from dfkt.training.run import Payload
 from dfkt.training.state import STATE_FILE
 
 Log = Callable[[str], None]
+ALIKE = 5
+"""A study whose first so many runs fail with one and the same error ends."""
+
+
+def ending(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what a method raises as its queue's end, after which it does nothing: Tune would take it for its run's failure."""
+
+    @functools.wraps(call)
+    def guarded(self: Any, *args: Any, **given: Any) -> Any:
+        if self.queue.broken is None:
+            try:
+                return call(self, *args, **given)
+            except Exception as error:
+                self.queue.broken = error
+        return None
+
+    return guarded
+
+
+class Ending(tune.Stopper):
+    """Tune's stopper: ends all runs, as they are, once a queue is broken."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+
+    def __call__(self, trial_id: str, result: Payload) -> bool:
+        """End no single run."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all runs end."""
+        return self.queue.broken is not None
 
 
 class QueueSearcher(Searcher):
@@ -37,10 +71,14 @@ class QueueSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next run; ``None`` while none can begin, ``FINISHED`` when none ever will."""
-        run = self.queue.next()
+        run = self._next()
         if run is not None:
             return {"run": run}
-        return str(Searcher.FINISHED) if self.queue.over else None
+        return str(Searcher.FINISHED) if self.queue.over or self.queue.broken else None
+
+    @ending
+    def _next(self) -> Run | None:
+        return self.queue.next()
 
     def on_trial_complete(self, trial_id: str, result: Payload | None = None, error: bool = False) -> None:
         """Do nothing: the recorder is told, and tells Optuna."""
@@ -72,14 +110,19 @@ class Recorder(tune.Callback):
         self.payloads: dict[Any, Payload] = {}
         self.status, self.line = Status(queue, clock), ProgressLine(clock)
         self.latest = ""
+        self.first: list[str | None] = []
+        queue.log = self._say
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything out: Tune pickles its callbacks."""
         return {}
 
+    @ending
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the row of a running run; a restart adds an attempt."""
-        run: Run = trial.config["run"]
+        self._begin(trial.config["run"])
+
+    def _begin(self, run: Run) -> None:
         config = run.job.config
         interrupted = self.queue.arm_of(run).interrupted.pop((run.kind, run.number), None)
         old = self.rows.get(run.id) or interrupted or {"attempts": 0, "started": now()}
@@ -91,6 +134,7 @@ class Recorder(tune.Callback):
         self._save(run, row, ())
         self.status.begin(run)
 
+    @ending
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Payload, **info: Any) -> None:
         """Keep what a run reports until it ends."""
         run: Run = trial.config["run"]
@@ -105,10 +149,12 @@ class Recorder(tune.Callback):
             self.latest = f" | {self._name(run)}: {place(kept[max(kept)])}"
             self._show()
 
+    @ending
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Show how far everything is; Tune calls this several times a second."""
         self._show()
 
+    @ending
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the row of a run that came to its end, failed by itself, or was stopped by the scheduler."""
         run: Run = trial.config["run"]
@@ -122,17 +168,22 @@ class Recorder(tune.Callback):
         else:
             self._end(run, "COMPLETE" if payload.get("complete") else "PRUNED", None)
 
+    @ending
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the row of a run whose process raised, or died too often; a final run stays to be done."""
-        self._give_up(trial.config["run"], *told_by(trial))
+        run: Run = trial.config["run"]
+        self._give_up(run, *told_by(trial, run.study))
 
+    @ending
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a run starts again."""
-        self.line.clear()
-        self.log(f"{self._name(trial.config['run'])}: {told_by(trial)[0]}; it starts again from its last checkpoint")
+        run: Run = trial.config["run"]
+        self._say(f"{self._name(run)}: {told_by(trial, run.study)[0]}; it starts again from its last checkpoint")
 
     def _give_up(self, run: Run, error: str, details: str) -> None:
         """End a run whose code raised, or whose process died too often; a final run stays to be done."""
+        if run.id not in self.rows:  # its process did not get as far as to start
+            self._begin(run)
         if run.final:
             self.queue.arm_of(run).lost += 1
         storage = self.queue.arm_of(run).study.store.storage
@@ -154,11 +205,24 @@ class Recorder(tune.Callback):
             arm.study.open_journal().publish()
         arm.running.discard(run.id)
         self.status.end(run, row)
-        self.line.clear()
         self.latest = ""
         what = f"[{self.status.done}/{self.queue.total}] {self._name(run)}"
         told = outcome(row, run.job.config.method, final=run.final)
-        self.log(f"{what}: {told}{f'; more in {file}' if file else ''}")
+        self._say(f"{what}: {told}{f'; more in {file}' if file else ''}")
+        self._end_where_all_fail(error)
+
+    def _end_where_all_fail(self, error: str | None) -> None:
+        """End the study if the first runs of this session failed alike: the others would too."""
+        self.first.append(error)
+        if len(self.first) == ALIKE and error and set(self.first) == {error} and not self.queue.over:
+            raise RunError(
+                f"the first {ALIKE} runs failed alike ({error}); mend that, then the same command with --retry-failed goes on"
+            )
+
+    def _say(self, text: str) -> None:
+        """Print a lasting line in place of the one that shows how far everything is."""
+        self.line.clear()
+        self.log(text)
 
     def _show(self) -> None:
         if self.line.due:

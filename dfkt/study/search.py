@@ -1,35 +1,38 @@
 """Optuna: one Optuna study per arm, all in the study's journal.
 
 A trial keeps its Optuna number for life: number 7 is row 7 of the arm's trials. The store decides what is finished;
-whatever else Optuna knows of is handed out again, with the same parameters, before new ones are asked for.
+whatever else Optuna knows of is handed out again, with the same parameters, before new ones are asked for. A journal that
+says otherwise than the store, or nothing that can be read, is put aside and made anew from the store.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
 
 from dfkt.config import config_key
+from dfkt.errors import one_line
 from dfkt.methods.base import Method, Params
 from dfkt.methods.space import Draw, Range, Space
 from dfkt.networks.taps import StudentTaps
 from dfkt.store.files import Storage
 from dfkt.store.rows import trial_params
-from dfkt.study.config import ArmConfig
+from dfkt.study.config import ArmConfig, is_name
 
 METRIC = "val_accuracy"
 JUDGED = "rung_accuracy"
 CLOCK = "rung_epoch"
-JOURNAL = "optuna.journal"
+JOURNAL, OLD_JOURNAL = "optuna.journal", "optuna.journal.old"
 STATES = {"COMPLETE": TrialState.COMPLETE, "PRUNED": TrialState.PRUNED, "FAIL": TrialState.FAIL}
 Row = Mapping[str, Any]
 
@@ -56,6 +59,64 @@ class Journal:
         """Send the journal to a remote study's folder."""
         if not self.folder.is_local:
             self.folder.write(JOURNAL, self.path.read_bytes())
+
+
+class _Lines(BaseJournalBackend):
+    """A journal that was read into memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.logs = [json.loads(line) for line in data.splitlines()]
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        """Return the entries from one on."""
+        return self.logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write nothing."""
+
+
+def mend_journal(storage: Storage, rows: Callable[[str], Sequence[Row]], log: Callable[[str], None]) -> None:
+    """Put a journal aside that cannot be gone on with; the next :class:`ArmSearch` fills a new one from the store.
+
+    Args:
+        storage: The study's folder, which this process holds.
+        rows: Returns an arm's stored trials.
+        log: Receives a line if it is so.
+    """
+    data = storage.read(JOURNAL)
+    if data is not None and (fault := _fault(data, rows)):
+        storage.write(OLD_JOURNAL, data)
+        storage.delete(JOURNAL)
+        log(f"{JOURNAL} {fault}: it is made anew from the study's tables, and kept as {OLD_JOURNAL}")
+
+
+def _fault(data: bytes, rows: Callable[[str], Sequence[Row]]) -> str | None:
+    """Return what is wrong with a journal, in words; ``None`` if nothing is."""
+    if data and not data.endswith(b"\n"):  # what is written next would stand on the same line
+        return "is cut"
+    silence_optuna()
+    try:
+        journal = JournalStorage(_Lines(data))
+        arms = {s.study_name: journal.get_all_trials(s._study_id, deepcopy=False) for s in journal.get_all_studies()}
+    except Exception as error:  # whatever Optuna stumbles over
+        return f"is damaged ({one_line(error)})"
+    for arm, trials in arms.items():
+        stored = {row["number"]: row for row in rows(arm)} if is_name(arm) else {}
+        if others := [t.number for t in trials if not _agrees(t, stored.get(t.number))]:
+            return f"and the study's tables do not say the same of trial {others[0]} of {arm}"
+    return None
+
+
+def _agrees(trial: FrozenTrial, row: Row | None) -> bool:
+    """Whether Optuna knows nothing of a trial that its row does not say; a trial that has not ended may have no row yet."""
+    if row is None:
+        return not trial.state.is_finished()
+    params = trial_params(row)
+    same = all(params.get(name) == value for name, value in trial.params.items())
+    if not trial.state.is_finished():
+        return same and trial.state != TrialState.WAITING
+    value = row["last_val_accuracy"] if trial.state == TrialState.COMPLETE else trial.value
+    return same and STATES.get(row["state"]) == trial.state and value == trial.value
 
 
 class ArmSearch:

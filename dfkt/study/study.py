@@ -7,21 +7,25 @@ resumed one and an extended one are the same thing, and so are one study and sev
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ray import tune
 from ray.tune.experiment import Trial
 
 from dfkt.config import Placement, check_rule, to_dict
+from dfkt.errors import is_full, storage_error
 from dfkt.store.files import Storage
-from dfkt.store.study_store import hold
+from dfkt.store.study_store import StudyStore, hold
 from dfkt.study.cluster import cluster, count_groups, fit_workers, nodes
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Driver, Run, Workers, trainable
-from dfkt.study.opening import check_study, is_over, open_store
+from dfkt.study.opening import check_study, has_begun, is_over, open_store
 from dfkt.study.queue import OpenStudy, Queue
-from dfkt.study.recorder import QueueSearcher, Recorder
+from dfkt.study.recorder import Ending, QueueSearcher, Recorder
+from dfkt.study.retry import failed_runs, retry_failed
+from dfkt.study.search import mend_journal
 from dfkt.study.stopping import Stopping
 from dfkt.study.teaching import keep_teacher
 
@@ -50,6 +54,7 @@ def run_studies(
     placement: Placement | None = None,
     workers: Workers | None = None,
     address: str | None = None,
+    retry: bool = False,
     log: Log = print,
 ) -> Outcome:
     """Run studies in one queue to their end: first run, resumed or extended.
@@ -60,21 +65,24 @@ def run_studies(
         placement: Where data and trained teachers lie; device and threads follow from ``workers``.
         workers: What one run spans; by default one CPU, or one GPU where the cluster has them.
         address: The Ray cluster to use; ``None`` uses the one around this process, or starts one on this machine.
+        retry: Try failed runs again, with the parameters that they had.
         log: Receives the lines that a user reads.
 
     Raises:
         InputError: If anything that was asked for cannot be done; nothing was trained then.
+        RunError: If the storage takes nothing more, or the first runs failed alike. What was finished is kept.
     """
     names = [config.name for config in configs]
     check_rule(len(set(names)) == len(names) > 0, "studies have different names", names=names)
     placement = placement or Placement()
     folders = [Storage(results).sub(name) for name in names]
-    with contextlib.ExitStack() as held:
+    with _storage_watched(results), contextlib.ExitStack() as held:
         for folder in folders:
             held.enter_context(hold(folder))
         checked = [check_study(c, folder, placement, log) for c, folder in zip(configs, folders, strict=True)]
         wanted = workers = workers or Workers()
-        if not is_over(configs, folders, [taps for _, taps in checked]):
+        again = retry and any(map(_has_failed, configs, folders))
+        if starts := again or not is_over(configs, folders, [taps for _, taps in checked]):
             held.enter_context(cluster(address, log))
             workers = fit_workers(wanted)
             batch = min(config.train.batch_size for config in configs)
@@ -85,6 +93,10 @@ def run_studies(
             OpenStudy(config, open_store(config, folder, about, taps, **given), placement, taps)
             for config, folder, (about, taps) in zip(configs, folders, checked, strict=True)
         ]
+        for study in studies if again else ():
+            retry_failed(study.store, study.config)
+        for study in studies if starts else ():
+            mend_journal(study.store.storage, partial(study.store.rows, "trial"), log)
         for study in studies:  # when all are open: one that is stopped here can be resumed with all others
             keep_teacher(study, log)
         queue = Queue(studies, log)
@@ -94,10 +106,31 @@ def run_studies(
         return Outcome(tuple(folder.path for folder in folders), not queue.over, queue.failures)
 
 
+def check_studies(configs: Sequence[StudyConfig], results: str, *, placement: Placement, log: Log = print) -> None:
+    """Check studies as :func:`run_studies` does and say what it would train; no file stays behind, and Ray is not started.
+
+    Args:
+        configs: As for :func:`run_studies`.
+        results: As for :func:`run_studies`.
+        placement: As for :func:`run_studies`.
+        log: As for :func:`run_studies`.
+
+    Raises:
+        InputError: If anything that was asked for cannot be done.
+    """
+    for config in configs:
+        folder = Storage(results).sub(config.name)
+        with hold(folder):
+            check_study(config, folder, placement, log)
+        log(f"{config.name}: {config.describe()}")
+
+
 def run_queue(
     queue: Queue, driver: Callable[[Run], None], workers: Workers, *, max_failures: int, log: Log = print
 ) -> None:
     """Let Tune do a queue's runs, as many at a time as the cluster holds; Ctrl-C returns early.
+
+    What ends the queue before its end is raised when all its runs have been stopped.
 
     Args:
         queue: The runs.
@@ -125,14 +158,35 @@ def run_queue(
             name="tune",
             storage_path=storage.sub("ray").path,
             callbacks=[Recorder(queue, log)],
+            stop=Ending(queue),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             verbose=0,
         ),
     )
     tuner.fit()
-    for study in queue.studies:
-        for name in ("ray", "runs") if queue.over else ("ray",):
-            study.store.storage.sub(name).delete_all()
+    with contextlib.suppress(OSError) if queue.broken else contextlib.nullcontext():
+        for study in queue.studies:
+            for name in ("ray", "runs") if queue.over else ("ray",):
+                study.store.storage.sub(name).delete_all()
+    if isinstance(queue.broken, OSError):
+        raise storage_error(queue.broken, storage.path) from queue.broken
+    if queue.broken is not None:
+        raise queue.broken
+
+
+@contextlib.contextmanager
+def _storage_watched(results: str) -> Iterator[None]:
+    """Say what is wrong with a storage that takes nothing more, and that what was finished is kept."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise storage_error(error, Storage(results).path) from error
+
+
+def _has_failed(config: StudyConfig, folder: Storage) -> bool:
+    return has_begun(folder) and bool(failed_runs(StudyStore.open(folder), config))
 
 
 def _trial_name(trial: Trial) -> str:

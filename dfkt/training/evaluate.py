@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -10,6 +13,8 @@ from torch import nn
 from dfkt.config import Precision
 from dfkt.data.batches import eval_batches
 from dfkt.data.image_set import ImageSet, Split
+from dfkt.errors import NonFiniteLossError
+from dfkt.methods.base import Stage
 from dfkt.networks.taps import modes_kept
 from dfkt.training.optim import autocast, network_dtype
 from dfkt.training.parallel import Group
@@ -38,3 +43,28 @@ def evaluate(
         dist.all_reduce(sums)
     accuracy, loss = (sums / len(split)).tolist()
     return accuracy, loss
+
+
+def diverged(stage: Stage, place: str, losses: Mapping[str, float]) -> NonFiniteLossError:
+    """Return what ends a run with a loss that is nan or inf.
+
+    Args:
+        stage: In which that was seen.
+        place: Where in it.
+        losses: What was seen, by name.
+    """
+    values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+    return NonFiniteLossError(
+        f"The loss became nan or inf in {stage.name}, {place} ({values}). "
+        f"Lower the learning rate ({stage.rate:g}) or set clip_norm."
+    )
+
+
+def check_finite(stage: Stage, place: str, losses: Mapping[str, float]) -> None:
+    """Refuse losses that are nan or inf: a student that has diverged calls every image the first class.
+
+    Raises:
+        NonFiniteLossError: If one is.
+    """
+    if not all(map(math.isfinite, losses.values())):
+        raise diverged(stage, place, losses)

@@ -5,6 +5,7 @@ Knows no ray and writes no files: a :class:`Training` yields one record per epoc
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 from dfkt.config import TrainConfig, check_rule
 from dfkt.data.batches import steps_per_epoch, train_batches
 from dfkt.data.image_set import ImageSet
-from dfkt.errors import CheckpointError, NonFiniteLossError
+from dfkt.errors import CheckpointError
 from dfkt.methods.base import Features, Schedule, Stage
 from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
 from dfkt.networks.taps import match_taps
 from dfkt.training.average import WeightAverage
-from dfkt.training.evaluate import evaluate
+from dfkt.training.evaluate import check_finite, diverged, evaluate
 from dfkt.training.optim import autocast, learning_rate, network_dtype
 from dfkt.training.parallel import Group, synchronise_batch_norms
 from dfkt.training.stages import RunningStage, build_adapters, rung_steps, stage_ends
@@ -91,7 +92,7 @@ class Training:
             on_rung: Called at a rung within an epoch, with a record of that alone. A rung at an epoch's end is its record's.
 
         Raises:
-            NonFiniteLossError: If a loss became nan or inf; stage, epoch and step are named.
+            NonFiniteLossError: If a loss, that of ``val`` too, became nan or inf; stage, epoch and step are named.
         """
         start = 0
         self._rungs, self._on_rung = rung_steps(rungs, self.ends), on_rung or self._on_rung
@@ -252,11 +253,8 @@ class Training:
         bad = ~torch.isfinite(losses).all(1)
         if bool(bad.any()):
             step = int(bad.int().argmax())
-            values = ", ".join(f"{t.name} {v:g}" for t, v in zip(stage.terms, losses[step].tolist(), strict=False))
-            raise NonFiniteLossError(
-                f"The loss became nan or inf in {stage.name}, epoch {epoch + 1}, step {first_step + step + 1} "
-                f"({values}). Lower the learning rate ({stage.rate:g}) or set clip_norm."
-            )
+            values = {t.name: v for t, v in zip(stage.terms, losses[step].tolist(), strict=False)}
+            raise diverged(stage, f"epoch {epoch + 1}, step {first_step + step + 1}", values)
 
     def _evaluate(self, stage: Stage) -> Record:
         """Measure ``val`` at the end of an epoch of the task stage; a student in a flow stage cannot classify yet."""
@@ -265,6 +263,7 @@ class Training:
         if stage.phase != "task":
             return {}
         accuracy, loss = self._measure()
+        check_finite(stage, f"at the end of epoch {math.ceil(self.step / self.epoch_steps)}", {"val": loss})
         return {"val_accuracy": accuracy, "val_loss": loss}
 
     def _judge(self) -> Record:

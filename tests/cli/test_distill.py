@@ -14,8 +14,8 @@ from made import trial
 from study.played import tiny
 
 from dfkt.cli import distill
-from dfkt.cli.distill import split_trial
 from dfkt.cli.main import main
+from dfkt.cli.trial import split_trial
 from dfkt.config import (
     DataConfig,
     NetworkConfig,

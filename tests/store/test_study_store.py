@@ -23,10 +23,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from dfkt.config import to_dict
 from dfkt.errors import StudyError
+from dfkt.methods.scratch import Scratch
 from dfkt.store.columns import epoch_schema, final_schema, trial_schema
 from dfkt.store.files import Storage
 from dfkt.store.study_store import STUDY_NAMES, StudyStore, claim, clear, hold, read_study
+from dfkt.study.config import ArmConfig, StudyConfig
 
 PARAMS: dict[str, type] = {"pattern": str, "weight": float, "rounds": int, "freeze": bool}
 LOSSES = ["task", "flow"]
@@ -226,7 +229,7 @@ def test_meta_is_kept_and_changed_but_for_the_columns(store: StudyStore, place: 
 
 
 def test_a_study_has_the_name_of_its_configuration_wherever_it_lies(store: StudyStore, place: Path) -> None:
-    store.update_meta(config={"name": "digits"})
+    store.update_meta(config=to_dict(StudyConfig(name="digits")))
     assert read_study(place).name == "digits"
 
 
@@ -268,7 +271,8 @@ def test_an_arms_runs_are_its_own(store: StudyStore, place: Path) -> None:
 
 
 def test_arms_come_in_the_order_of_the_study_and_unknown_ones_after(store: StudyStore, place: Path) -> None:
-    store.update_meta(config={"arms": [{"name": name} for name in ("dfkt", "idle", "007", "scratch", "b")]})
+    arms = tuple(ArmConfig(name=name, method=Scratch()) for name in ("dfkt", "idle", "007", "scratch", "b"))
+    store.update_meta(config=to_dict(StudyConfig(name="toy", arms=arms)))
     for arm in ("z", "b", "scratch", "y", "007", "dfkt"):
         store.save("trial", arm, complete(1), records(2))
         store.save("final", arm, complete(0), records(1))
@@ -608,7 +612,7 @@ def fill(storage: Storage) -> None:
     store = StudyStore.create(storage, PARAMS, LOSSES, {})
     for kind in ("trial", "confirmation", "final"):
         store.save(kind, "a", complete(0), records())
-    for name in ("teacher.pt", "optuna.journal", "optuna.journal.lock", "errors.txt", "keep"):
+    for name in ("teacher.pt", "optuna.journal", "optuna.journal.lock", "optuna.journal.old", "errors.txt", "keep"):
         storage.write(name, b"")
     for name in ("students", "runs", "ray", "plots"):
         storage.sub(name, "below").write("file", b"")

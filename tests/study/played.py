@@ -114,6 +114,11 @@ def faulty(run: Run) -> None:
     idle(run)
 
 
+def hopeless(run: Run) -> None:
+    """A driver whose every run raises, and always the same."""
+    tune.report({"records": [], "failure": "KeyError: 'x' (mine.py:3)", "traceback": "Traceback\nKeyError: 'x'"})
+
+
 def patient(run: Run) -> None:
     """A driver that ends trial 0 as soon as trial 1 has begun, and nothing else."""
     begun = Path(run.study) / "students" / "begun"
@@ -185,7 +190,10 @@ class Played:
         """The trial came to its end, or was stopped by the scheduler."""
         self.scheduler.on_trial_complete(None, trial, payload)
         self.searcher.on_trial_complete(trial.trial_id, payload)
-        self.recorder.on_trial_complete(0, [], trial)
+        try:
+            self.recorder.on_trial_complete(0, [], trial)
+        except Exception:  # so does Tune
+            self.recorder.on_trial_error(0, [], trial)
 
     def end(self, trial: Any) -> None:
         """The trial reports all its epochs, unless the scheduler stops it, and ends."""
@@ -222,6 +230,8 @@ class Played:
         while limit is None or limit > 0:
             while len(live) < slots and (trial := self.ask()) is not None:
                 live.append(trial)
+            if self.queue.broken is not None:
+                raise self.queue.broken
             if not live:
                 assert self.finished, "Tune would wait for ever"
                 return self

@@ -134,11 +134,11 @@ def test_of_rays_errors_one_line_says_what_happened(error: Exception | None, tex
 def test_of_a_trial_the_last_error_counts_and_all_that_was_written_is_kept(tmp_path: Path) -> None:
     text, kept = tmp_path / "error.txt", tmp_path / "error.pkl"
     trial = SimpleNamespace(error_file=str(text), pickled_error_file=str(kept))
-    assert told_by(trial) == ("its process ended without a word", "")
+    assert told_by(trial, "s") == ("its process ended without a word", "")
     text.write_text("Failure # 1\nfirst\n\nFailure # 2\nsecond\n\n")
-    assert told_by(trial) == ("second", text.read_text())
+    assert told_by(trial, "s") == ("second", text.read_text())
     kept.write_bytes(cloudpickle.dumps(RayTaskError("train", "long", KeyError("x"))))
-    assert told_by(trial) == ("KeyError: 'x'", text.read_text())
+    assert told_by(trial, "s") == ("KeyError: 'x'", text.read_text())
 
 
 def test_failures_are_kept_in_order_the_oldest_go_first_when_there_are_too_many(tmp_path: Path) -> None:

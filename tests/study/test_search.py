@@ -9,7 +9,7 @@ import optuna
 import pyarrow.fs
 import pytest
 from optuna.trial import TrialState
-from study.played import TAPS, arm
+from study.played import TAPS, Played, arm, toy
 
 from dfkt.methods.base import Method
 from dfkt.methods.dfkt import Dfkt
@@ -18,8 +18,9 @@ from dfkt.methods.registry import METHODS
 from dfkt.methods.space import Draw, Range, Space
 from dfkt.networks.taps import StudentTaps
 from dfkt.store.files import Storage
+from dfkt.store.study_store import StudyStore
 from dfkt.study.config import ArmConfig
-from dfkt.study.search import ArmSearch, Journal, random_draws
+from dfkt.study.search import ArmSearch, Journal, mend_journal, random_draws
 
 Asked = tuple[int, Method, dict[str, Any]]
 Rows = list[dict[str, Any]]
@@ -307,3 +308,117 @@ def test_optuna_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     random_draws(ARM, TAPS, 2)
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == optuna.logging.ERROR
+
+
+def searched(folder: Path, seed: int = 0) -> Rows:
+    """Leave a search of five trials, of which four have ended; return the store's rows."""
+    folder.mkdir(exist_ok=True)
+    search = begin(folder, seed=seed)
+    asked = [search.ask() for _ in range(5)]
+    ends = [("COMPLETE", 0.75), ("PRUNED", 0.25), ("FAIL", None), ("COMPLETE", 0.5), ("RUNNING", None)]
+    for (number, *_), (state, value) in zip(asked, ends[:4], strict=False):
+        search.report(number, 0.25, 1.0)
+        search.tell(number, state, value)
+    return [row(a, *end) for a, end in zip(asked, ends, strict=True)]
+
+
+def mended(folder: Path, rows: Rows) -> list[str]:
+    lines: list[str] = []
+    mend_journal(Storage(folder), lambda arm: rows if arm == "dfkt" else [], lines.append)
+    return lines
+
+
+def assert_rebuilt(folder: Path, rows: Rows) -> None:
+    """The search knows what the store knows, by its numbers, hands out the unfinished trial, then a new one."""
+    again = begin(folder, rows)
+    known = [trial for trial in again.optuna.trials if trial.number < len(rows)]
+    assert [trial.state.name for trial in known] == [row["state"] for row in rows]
+    for trial, stored in zip(known, rows, strict=True):
+        assert {f"param_{n}": v for n, v in trial.params.items()}.items() <= stored.items()
+        assert trial.value == (stored["last_val_accuracy"] if trial.state == TrialState.COMPLETE else trial.value)
+    assert [again.ask()[0] for _ in range(2)] == [4, 5]
+
+
+def whole_lines(data: bytes) -> list[bytes]:
+    return data.splitlines(keepends=True)
+
+
+DAMAGE = {
+    "half a last line": (lambda data: data[:-7], "is cut"),
+    "half a last line, then another": (lambda data: data[:-7] + whole_lines(data)[-1], "is damaged"),
+    "a line cut in the middle": (lambda data: data.replace(whole_lines(data)[3], whole_lines(data)[3][:9]), "is damaged"),
+    "garbage": (lambda data: bytes(range(256)) + b"\n", "is damaged"),
+    "text": (lambda data: b"hello\n", "is damaged"),
+    "other JSON": (lambda data: b"[]\n3\n", "is damaged"),
+    "no log of Optuna's": (lambda data: b"{}\n", "is damaged"),
+    "an unknown entry": (lambda data: data + b'{"op_code": 99, "worker_id": "x"}\n', "is damaged"),
+    "zeros": (lambda data: data + bytes(100) + b"\n", "is damaged"),
+    "deeply nested": (lambda data: b"[" * 100_000 + b"\n", "is damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(DAMAGE))
+def test_a_damaged_journal_is_put_aside_and_made_anew_from_the_store(name: str, tmp_path: Path) -> None:
+    rows, path = searched(tmp_path), tmp_path / "optuna.journal"
+    harm, said = DAMAGE[name]
+    path.write_bytes(broken := harm(path.read_bytes()))
+    (line,) = mended(tmp_path, rows)
+    assert line.startswith(f"optuna.journal {said}")
+    assert "it is made anew from the study's tables, and kept as optuna.journal.old" in line
+    assert "\n" not in line
+    assert (tmp_path / "optuna.journal.old").read_bytes() == broken
+    assert_rebuilt(tmp_path, rows)
+    assert mended(tmp_path, rows) == []
+
+
+@pytest.mark.parametrize("lost", ["all", "the end", "the begin"])
+def test_a_journal_that_is_older_than_the_store_is_made_good_whatever_it_lacks(lost: str, tmp_path: Path) -> None:
+    rows, path = searched(tmp_path), tmp_path / "optuna.journal"
+    lines = whole_lines(path.read_bytes())
+    for k in {"all": [0], "the begin": [1], "the end": range(1, len(lines), 4)}[lost]:
+        path.write_bytes(b"".join(lines[k:] if lost == "the begin" else lines[:k]))
+        mended(tmp_path, rows)
+        assert_rebuilt(tmp_path, rows)
+
+
+def test_a_sound_journal_is_left_alone_also_after_a_kill_between_both_writes(tmp_path: Path) -> None:
+    rows, path = searched(tmp_path), tmp_path / "optuna.journal"
+    before = path.read_bytes()
+    later = [{**rows[4], "state": "COMPLETE", "last_val_accuracy": 0.9}]  # the store has it, Optuna was not told
+    for stored in (rows, rows[:4], rows[:4] + later):
+        assert mended(tmp_path, stored) == []
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["optuna.journal"]
+
+
+def test_a_journal_of_another_study_is_put_aside(tmp_path: Path) -> None:
+    rows = searched(tmp_path / "mine")
+    searched(tmp_path / "other", seed=1)
+    (tmp_path / "mine" / "optuna.journal").write_bytes((tmp_path / "other" / "optuna.journal").read_bytes())
+    for stored in (rows, []):
+        (line,) = mended(tmp_path / "mine", stored)
+        assert "the study's tables do not say the same of trial" in line
+        assert_rebuilt(tmp_path / "mine", stored) if stored else None
+        (tmp_path / "mine" / "optuna.journal").write_bytes((tmp_path / "other" / "optuna.journal").read_bytes())
+
+
+def test_a_remote_journal_is_mended_where_it_lies(remote: Storage, tmp_path: Path) -> None:
+    remote.write("optuna.journal", b"garbage")
+    lines: list[str] = []
+    mend_journal(remote, lambda arm: [], lines.append)
+    assert len(lines) == 1
+    assert remote.names() == ["optuna.journal.old"]
+
+
+@pytest.mark.parametrize("at", [0.2, 0.5, 0.9, 0.999])
+def test_a_study_whose_journal_was_cut_ends_as_without(at: float, tmp_path: Path) -> None:
+    config = toy("s", arm("dfkt", 6), seeds=1)
+    Played(tmp_path, config).run(limit=3)
+    path = tmp_path / "s" / "optuna.journal"
+    path.write_bytes(path.read_bytes()[: int(len(path.read_bytes()) * at)])
+    store = StudyStore.open(Storage(tmp_path / "s"))
+    mend_journal(store.storage, lambda arm: store.rows("trial", arm), print)
+    study = Played(tmp_path, config).run().study()
+    assert study.trials.number.tolist() == list(range(6))
+    assert study.trials.settings.nunique() == 6
+    assert len(study.finals) == 1

@@ -16,11 +16,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import CPUS, RAY_MARKS
-from study.played import arm, faulty, idle, open_study, patient, payloads, tiny, toy
+from study.played import arm, faulty, hopeless, idle, open_study, patient, payloads, tiny, toy
 from study.raising import Raising
 
 from dfkt.config import Placement
-from dfkt.errors import ConfigError
+from dfkt.errors import ConfigError, RunError
 from dfkt.methods.kd import Kd
 from dfkt.methods.registry import METHODS
 from dfkt.store.study_store import Study, read_study
@@ -29,6 +29,7 @@ from dfkt.study.config import ArmConfig, StudyConfig, ablations
 from dfkt.study.driver import Workers
 from dfkt.study.failures import DIED
 from dfkt.study.queue import Queue
+from dfkt.study.recorder import ALIKE
 from dfkt.study.study import Outcome, run_queue, run_studies
 
 pytestmark = RAY_MARKS
@@ -117,6 +118,21 @@ def test_a_process_that_dies_is_restarted_and_one_that_raises_says_why_without_a
     assert capfd.readouterr() == ("", "")
     assert list(study.finals.state) == ["COMPLETE"]
     assert (queue.over, queue.failures) == (True, 1)
+
+
+def test_a_study_whose_first_runs_fail_alike_ends_without_a_word_of_rays(
+    tmp_path: Path, address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[str] = []
+    with pytest.raises(RunError, match=r"^the first 5 runs failed alike \(KeyError: 'x' \(mine.py:3\)\); mend that"):
+        play(tmp_path, address, toy("s", arm("scratch", 50)), driver=hopeless, log=lines.append)
+    assert capfd.readouterr() == ("", "")
+    assert sum("failed" in line for line in lines) == ALIKE
+    states = list(read_study(tmp_path / "s").trials.state)
+    assert states.count("FAIL") == ALIKE
+    assert len(states) <= ALIKE + CPUS  # those that ran on meanwhile have not failed
+    assert set(states) <= {"FAIL", "RUNNING"}
+    assert not (tmp_path / "s" / "ray").exists()
 
 
 def test_ctrl_c_keeps_what_was_finished_and_leaves_the_rest_to_be_done(

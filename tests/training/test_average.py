@@ -33,7 +33,7 @@ def test_it_is_the_exponential_average_with_a_warmed_up_decay_of_weights_and_sta
     with average.applied():
         for name, value in expected.items():
             assert torch.allclose(module.state_dict()[name].double(), value, rtol=1e-5)
-    assert (1 + 299) / (10 + 299) > DECAY  # both sides of the minimum were seen
+    assert DECAY < (1 + 299) / (10 + 299)  # both sides of the minimum were seen
 
 
 def test_the_network_has_its_own_weights_back_even_after_an_error() -> None:
