@@ -57,7 +57,7 @@ def records(method: str, accuracy: float, last_epoch: int, *, rung: bool = False
         else:
             share = (epoch - early) / (9 - early)
             record |= {"phase": "task", "loss": 1 - share, "rung_epoch": 9 * share, "val_accuracy": accuracy * share}
-            record |= {"rung": share} if rung and epoch == early + 1 else {}
+            record |= {"rung": share, "rung_accuracy": accuracy * share} if rung and epoch == early + 1 else {}
         found.append(record)
     return found
 

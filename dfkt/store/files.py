@@ -214,7 +214,7 @@ class Storage:
                 os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
             os.replace(hidden, os.path.join(self.path, name))
         except BaseException as error:
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and error.errno:
                 error.filename = error.filename or self.path  # a write does not say where
             with contextlib.suppress(OSError):
                 os.unlink(hidden)
@@ -245,6 +245,8 @@ def _check_place(text: str) -> None:
     """Refuse what is neither a path nor a URI; what is left of a variable that was not set is the usual reason."""
     if not text:
         raise StudyError("A study folder must be a path or a URI, but got an empty text.")
+    if "\0" in text:
+        raise StudyError(f"A study folder's name must hold no zero byte, but got {text!r}.")
     scheme, mark, rest = text.partition(":")
     if scheme.lower() in SCHEMES and mark and not rest.startswith("//"):
         raise StudyError(

@@ -158,5 +158,5 @@ def test_a_dry_run_says_what_would_be_trained_and_leaves_nothing(
         "s: search of dfkt (7 trials, the best 3 again); final runs of scratch, kd, fsp, dfkt over 2 seeds; 9 epochs each"
     )
     assert main(["distill", *SMALL, "--method=kd", "--epochs=9"]) == 0
-    assert "task 9 epochs" in capsys.readouterr().out
+    assert "task stage: 9 epochs" in capsys.readouterr().out
     assert os.listdir(empty) == []

@@ -23,7 +23,7 @@ BAD = [
     (lambda: arm("ä"), "arm name .* name='ä'"),
     (lambda: arm("a", -1), "trials >= 0.* trials=-1"),
     (lambda: arm("a", 1.5), "trials >= 0.* trials=1.5"),  # type: ignore[arg-type]
-    (lambda: arm("a", epochs=0), "epochs > 0.* epochs=0"),
+    (lambda: arm("a", epochs=0), "0 < epochs <= 1e6.*epochs=0"),
     (lambda: arm("a", 2, parent="dfkt"), "an ablation has no trials.* trials=2"),
     (lambda: arm("a", change={"rounds": 1}), "a change needs a parent.*rounds"),
     (lambda: toy("../up"), r"study name .* name='\.\./up'\. Choose one with --name"),
