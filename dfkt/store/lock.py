@@ -23,8 +23,8 @@ def tidied(folder: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            for path in missing:
+        for path in missing:
+            with contextlib.suppress(OSError):
                 os.rmdir(path)
 
 

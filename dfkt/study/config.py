@@ -40,12 +40,16 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no-flow": {"rounds": 0},
 }
 """One change each to the searched ``dfkt``; one that changes nothing there is left out."""
-_NAME = "letters, digits, '.', '_' and '-' only, no '.' first"
+_NAME = "at most 100 letters, digits, '.', '_' and '-' only, no '.' first"
 
 
 def is_name(text: str) -> bool:
     """Whether a text can name a study or an arm: it is a folder's name on every file system."""
-    return bool(text) and not text.startswith(".") and all(c.isascii() and (c.isalnum() or c in "._-") for c in text)
+    return (
+        0 < len(text) <= 100
+        and not text.startswith(".")
+        and all(c.isascii() and (c.isalnum() or c in "._-") for c in text)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

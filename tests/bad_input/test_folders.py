@@ -145,7 +145,8 @@ def test_a_folder_may_have_any_name(name: str, tmp_path: Path, capsys: pytest.Ca
 def test_a_name_that_is_too_long_for_the_disk_is_refused(
     argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused(capsys, ["x" * 300 if word == "s" else word for word in argv], "File name too long")
+    said = "at most 100 letters" if "study" in argv else "File name too long"
+    refused(capsys, ["x" * 300 if word == "s" else word for word in argv], said)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -398,3 +399,9 @@ def test_a_folder_of_images_is_no_study(tmp_path: Path, capsys: pytest.CaptureFi
     for argv in (STUDY, ["show", "s"], ["resume", "s"]):
         refused(capsys, argv, str(tmp_path / "s"))
     assert sorted(lying(tmp_path)) == before
+
+
+def test_a_name_that_is_too_long_for_a_file_system_leaves_no_folder_behind(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="File name too long"), hold(Storage(tmp_path / "results" / ("x" * 300))):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -27,6 +27,7 @@ BAD = [
     (lambda: arm("a", 2, parent="dfkt"), "an ablation has no trials.* trials=2"),
     (lambda: arm("a", change={"rounds": 1}), "a change needs a parent.*rounds"),
     (lambda: toy("../up"), r"study name .* name='\.\./up'\. Choose one with --name"),
+    (lambda: toy("x" * 101), "study name holds at most 100"),
     (lambda: toy(""), "study name .* name=''"),
     (lambda: toy(seeds=0), "seeds >= 1.* seeds=0"),
     (lambda: toy(search_seed=-1), "search_seed >= 0.* search_seed=-1"),
