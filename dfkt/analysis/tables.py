@@ -31,8 +31,8 @@ SEARCH_NOTES = {
     "again %": "val accuracy of the same settings with another seed: the winner is chosen by the mean of both, "
     "among those that have one",
     "rung": "share of a trial's task stage at which it was held against the others of its arm",
-    "rank": "Spearman's rank correlation between val at the rung and at the end, over the trials that ran to their end. Those "
-    "are the better ones, and those that are never stopped; over all trials it is usually higher",
+    "rank": "Spearman's rank correlation between val at the rung, of an average of the weights, and at the end, over the trials "
+    "that ran to their end. Those are the better ones, and those that are never stopped; over all it is usually higher",
 }
 """The same of a search's tables."""
 _NEVER = "never"
