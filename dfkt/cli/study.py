@@ -120,7 +120,8 @@ def run_all(configs: Sequence[StudyConfig], results: str, a: argparse.Namespace)
     if outcome.interrupted:
         say(stopped)
         return EXIT_INTERRUPTED
-    say(f"\n{folder_page(shown)}\n")
+    pages = "\n\n\n".join(folder_page(folder.path) for folder in folders)  # what else lies beside them is not asked
+    say(f"\n{pages}\n")
     files = "study.json, trials/, epochs/, finals/ (Parquet), students/"
     say(f"everything is in {shown}{'' if single else ', a folder for each study'}: {files}")
     journal = f"{shown if single else 'FOLDER'}/optuna.journal"

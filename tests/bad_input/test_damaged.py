@@ -408,3 +408,20 @@ def test_of_several_studies_the_good_ones_go_on(
     assert "Rename d to c" in out
     (tmp_path / "a" / "study.json").write_text("{")
     assert "a is damaged" in refused(capsys, "resume", ".")
+
+
+def test_the_page_at_the_end_is_that_of_the_studies_that_went_on(
+    toys: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = lambda configs, results, **given: SimpleNamespace(interrupted=False, failures=0)  # noqa: E731
+    monkeypatch.setattr("dfkt.study.study.run_studies", ended)
+    other = shutil.copytree(toys, toys.parent / "other") / "study.json"
+    other.write_text(other.read_text().replace('"toy"', '"other"'))
+    open_study(toy("bad"), toys.parent)
+    (toys.parent / "bad" / "study.json").write_text("{")
+    assert main(["resume", "."]) == 1
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "bad is damaged" in said.out
+    assert "\ntoy: " in said.out
+    assert "\nother: " in said.out
