@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from made import Arm, write_study
 from study.played import ABOUT, TAPS, Played, arm, open_study, toy
 
-from dfkt.cli import distill
+from dfkt.cli import distill, resume
 from dfkt.cli.main import main
 from dfkt.config import Placement, to_dict
 from dfkt.errors import InputError, StudyError
@@ -396,7 +396,7 @@ def test_of_several_studies_the_good_ones_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[StudyConfig] = []
-    monkeypatch.setattr("dfkt.cli.resume.run_all", lambda configs, results, a: ran.extend(configs) or 0)
+    monkeypatch.setattr(resume, "run_all", lambda configs, results, a: ran.extend(configs) or 0)
     for name in ("a", "b", "c"):
         open_study(toy(name), tmp_path)
     (tmp_path / "b" / "study.json").write_text("{")
