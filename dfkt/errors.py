@@ -85,7 +85,17 @@ def one_line(error: BaseException) -> str:
     """Return an exception's type and text on one line of at most 300 characters, for a message that quotes it."""
     text = " ".join(str(error).split()).rstrip(".")
     shown = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return shown if len(shown) <= MOST_CHARACTERS else f"{shown[: MOST_CHARACTERS - 1]}…"
+    return clipped(shown)
+
+
+def clipped(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Return a text, or its beginning if it has more than so many characters.
+
+    Example:
+        >>> clipped("abcdef", 4)
+        'abc…'
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def is_full(error: BaseException) -> TypeGuard[OSError]:

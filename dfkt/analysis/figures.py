@@ -21,8 +21,7 @@ from dfkt.analysis.about import About, about_study, complete_about
 from dfkt.errors import StudyError
 from dfkt.store.files import Storage
 from dfkt.store.rows import trial_params
-from dfkt.store.study_file import read_study_file
-from dfkt.store.study_store import Study, read_study
+from dfkt.store.study_store import Study, read_study, studies_below
 
 Place = str | os.PathLike[str] | Storage
 ABOUT_FILE = "about.json"
@@ -69,21 +68,15 @@ def read_studies(folder: Place) -> dict[str, Study]:
     """
     storage = to_storage(folder)
     if storage.exists("study.json"):
-        study = _read(storage)
+        study = read_study(storage, "config")
         return {study.name: study}
-    below = {name: storage.sub(name) for name in storage.folders()}
-    found = {name: _read(place) for name, place in below.items() if place.exists("study.json")}
+    found = {place.split()[1]: read_study(place, "config") for place in studies_below(storage)}
     if not found:
         raise StudyError(
             f"A folder must hold a study (study.json), several below it, or saved figures (about.json), but {storage.path} "
             "holds none of them."
         )
     return found
-
-
-def _read(storage: Storage) -> Study:
-    read_study_file(storage, "config")  # what is shown of a study asks for it
-    return read_study(storage)
 
 
 def read_figures(folder: Place) -> Figures:

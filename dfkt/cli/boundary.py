@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from dfkt.errors import DfktError, InputError, is_full, one_line, storage_error
+from dfkt.errors import DfktError, InputError, clipped, is_full, one_line, storage_error
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 LIBRARIES = r"(torch|torchvision|ray|optuna|pyarrow|pandas|numpy|PIL)(\.|$)"
@@ -39,8 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the switches, and where they are listed."""
-        shown = message if len(message) <= 300 else f"{message[:299]}…"
-        shown = " ".join(shown.encode(errors="backslashreplace").decode().split())
+        shown = " ".join(clipped(message).encode(errors="backslashreplace").decode().split())
         self.exit(EXIT_INPUT, f"error: {shown} ({self.prog} --help lists the switches)\n")
 
 

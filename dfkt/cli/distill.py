@@ -20,6 +20,7 @@ from dfkt.cli.numbers import whole
 from dfkt.cli.options import (
     add_data,
     add_device,
+    add_dry_run,
     add_networks,
     add_training,
     read_placement,
@@ -64,7 +65,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         help="open the test split for a --trial too, also for one that is trained already",
     )
     add_settings(group, "the method")
-    group.add_argument("--dry-run", action="store_true", help="check everything, say what would be trained, and end")
+    add_dry_run(group)
     group.add_argument("--seed", type=whole, help="initial weights, order of images, augmentation")
     group.add_argument("--out", default="results/distill", help="folder of the run (default: results/distill)")
     add_data(parser)

@@ -116,6 +116,11 @@ def add_device(parser: argparse.ArgumentParser, *, student: bool = True) -> None
         group.add_argument("--checkpoint-every", type=whole, help="epochs between checkpoints (default: 1)")
 
 
+def add_dry_run(group: argparse._ActionsContainer) -> None:
+    """Add the switch that checks everything and trains nothing."""
+    group.add_argument("--dry-run", action="store_true", help="check everything, say what would be trained, and end")
+
+
 def updated(config: Any, **values: Any) -> Any:
     """Return a configuration with the values that were given."""
     given = {name: value for name, value in values.items() if value is not None}

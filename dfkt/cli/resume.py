@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkt.cli.boundary import EXIT_FAILED, say
-from dfkt.cli.options import add_workers
-from dfkt.cli.study import add_dry_run, add_retry, run_all
+from dfkt.cli.options import add_dry_run, add_workers
+from dfkt.cli.study import add_retry, run_all
 from dfkt.config import from_dict
 from dfkt.errors import InputError, StudyError
 from dfkt.store.files import Storage, readable

@@ -11,7 +11,7 @@ from dfkt.cli.numbers import whole
 from dfkt.config import check_rule
 from dfkt.errors import DfktError, StudyError
 from dfkt.store.files import Storage, readable
-from dfkt.store.study_file import STUDY_FILE, read_study_file
+from dfkt.store.study_file import STUDY_FILE
 from dfkt.store.study_store import read_study, studies_below
 
 HELP = "print the tables of a study, or of a folder of studies"
@@ -33,12 +33,11 @@ def run(a: argparse.Namespace) -> int:
     check_rule(a.best is None or a.best >= 1, "best >= 1", best=a.best)
     storage = Storage(a.study)
     with readable(storage):
-        if storage.exists(STUDY_FILE):
-            say(_page(storage, a.best))
-        elif storage.exists(ABOUT_FILE) or not (below := studies_below(storage)):
-            say(folder_page(storage, a.best))
-        else:
+        one = storage.exists(STUDY_FILE) or storage.exists(ABOUT_FILE)
+        if not one and (below := studies_below(storage)):
             _show_all(below, a.best)
+        else:
+            say(folder_page(storage, a.best))
     return 0
 
 
@@ -48,21 +47,16 @@ def _show_all(studies: Sequence[Storage], best: int | None) -> None:
     Raises:
         DfktError: At the end, if some cannot be read.
     """
+    from dfkt.analysis.pages import study_page
+
     pages, faults = [], []
     for place in studies:
         try:
-            pages.append(_page(place, best, place.split()[1]))
+            study = read_study(place, "config")
+            pages.append(study_page(replace(study, name=place.split()[1]), best))
         except StudyError as error:
             faults.append(str(error))
     if pages:
         say("\n\n\n".join(pages))
     if faults:
         raise DfktError(f"{len(faults)} of {len(studies)} studies cannot be shown: {' '.join(faults)}")
-
-
-def _page(storage: Storage, best: int | None, name: str | None = None) -> str:
-    from dfkt.analysis.pages import study_page
-
-    read_study_file(storage, "config")  # nobody else asks for it
-    study = read_study(storage)
-    return study_page(replace(study, name=name or study.name), best)

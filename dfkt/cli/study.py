@@ -12,6 +12,7 @@ from dfkt.cli.boundary import EXIT_FAILED, EXIT_INTERRUPTED, Parser, guarded, sa
 from dfkt.cli.numbers import whole
 from dfkt.cli.options import (
     add_data,
+    add_dry_run,
     add_networks,
     add_training,
     add_workers,
@@ -76,11 +77,6 @@ def add_common(parser: argparse.ArgumentParser, group: argparse._ActionsContaine
 def add_retry(group: argparse._ActionsContainer) -> None:
     """Add the switch for runs that failed for a reason that was mended."""
     group.add_argument("--retry-failed", action="store_true", help="try the runs that failed before again")
-
-
-def add_dry_run(group: argparse._ActionsContainer) -> None:
-    """Add the switch that checks everything and trains nothing."""
-    group.add_argument("--dry-run", action="store_true", help="check everything, say what would be trained, and end")
 
 
 def run_script(config: StudyConfig, description: str | None, argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,6 @@ from dfkt.config import from_dict
 from dfkt.errors import StudyError
 from dfkt.store.files import Storage, readable
 from dfkt.store.rows import best_trials, row_settings
-from dfkt.store.study_file import read_study_file
 from dfkt.store.study_store import read_study
 from dfkt.training.config import RunConfig
 
@@ -42,8 +41,7 @@ def find_trial(text: str) -> Trial:
     folder, arm, number = split_trial(text)
     storage = Storage(folder)
     with readable(storage):
-        read_study_file(storage, "config")  # nobody else asks for it
-        study = read_study(storage)
+        study = read_study(storage, "config")
     arms = {entry["name"]: entry for entry in study.meta["config"]["arms"]}
     if arm not in (None, *arms):
         raise StudyError(f"Study {study.name} has the arms {', '.join(arms)}, but {text!r} names {arm}.")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from dfkt.store.lock import tidied
+
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
@@ -20,17 +22,15 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     Raises:
         OSError: If the folder cannot be written.
     """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _file_lock(folder / name):
-            yield
-    except Exception:
-        with contextlib.suppress(OSError):
-            (folder / name).unlink(missing_ok=True)
-            for place in made:
-                place.rmdir()  # fails where another process has put something into it
-        raise
+    with tidied(str(folder)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _file_lock(folder / name):
+                yield
+        except Exception:
+            with contextlib.suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager

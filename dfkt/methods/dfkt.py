@@ -21,8 +21,9 @@ FAMILIES = ("dense", "sliding", "from-bottom", "to-top", "adjacent")
 """Families of overlap patterns that a search tries."""
 ORDERS = ("cumulative", "local")
 MOST_ROUNDS = 3
-"""Of a search."""
-MOST_STAGES = 1000  # rounds that a schedule is made of, at most
+"""That a search tries."""
+LIMIT_ROUNDS = 1000
+"""That a schedule may have."""
 STAGE_LENGTH = (1 / 3, 3.0)
 WEIGHT = (0.1, 10.0)
 MOST_SHOWN = 20
@@ -122,8 +123,8 @@ class Dfkt(Method):
         check_choice("norm", self.norm, FLOW_NORMS)
         check_choice("order", self.order, get_args(StageOrder))
         check_choice("weights", self.weights, ("span", "pair"))
-        ok = isinstance(self.rounds, int) and 0 <= self.rounds <= MOST_STAGES
-        check_rule(ok, f"rounds is a whole number, 0 <= rounds <= {MOST_STAGES}", rounds=self.rounds)
+        ok = isinstance(self.rounds, int) and 0 <= self.rounds <= LIMIT_ROUNDS
+        check_rule(ok, f"rounds is a whole number, 0 <= rounds <= {LIMIT_ROUNDS}", rounds=self.rounds)
         check_rule(0 < self.share < 1, "0 < share < 1", share=self.share)
         check_rule(self.weight <= 1, "weight <= 1", weight=self.weight)
         check_rule(self.temperature > 0, "temperature > 0", temperature=self.temperature)

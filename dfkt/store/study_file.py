@@ -16,12 +16,14 @@ from datetime import datetime
 from typing import Any, Literal, NoReturn, NotRequired, TypedDict
 
 from dfkt.config import DataConfig, NetworkConfig, Placement, TeacherConfig, TrainConfig
-from dfkt.errors import StudyError, one_line
+from dfkt.errors import StudyError, clipped, one_line
 from dfkt.store.columns import loss_without_column
 from dfkt.store.files import Storage, readable
 
 STUDY_FILE = "study.json"
 FORMAT = 3
+MOST_OF_VALUE = 60
+"""Characters that are quoted of a value."""
 NEEDED: dict[Any, tuple[str, ...]] = {
     DataConfig: ("name",),
     NetworkConfig: ("name",),
@@ -139,7 +141,7 @@ def read_study_file(storage: Storage, *needed: str) -> dict[str, Any]:
         raise _damaged(storage, f"it is no JSON ({one_line(error)})") from error
     if isinstance(meta, dict) and "format" in meta and meta["format"] != FORMAT:
         raise StudyError(
-            f"{STUDY_FILE} must have format {FORMAT}, but {storage.path} has {_shown(meta['format'])}. "
+            f"{STUDY_FILE} must have format {FORMAT}, but {storage.path} has {clipped(repr(meta['format']), MOST_OF_VALUE)}. "
             "Finish or read that study with the version of dfkt that wrote it, or take another --name."
         )
     if found := next(_faults(_StudyFile, meta, ""), None):
@@ -226,12 +228,7 @@ def _is_time(text: str) -> bool:
 
 
 def _wrong(at: str, value: Any) -> str:
-    return f"{at.removesuffix('.') or 'it'} is {_shown(value)}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return f"{at.removesuffix('.') or 'it'} is {clipped(repr(value), MOST_OF_VALUE)}"
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -140,13 +140,17 @@ class StudyStore:
         return store
 
     @classmethod
-    def open(cls, storage: Storage) -> StudyStore:
+    def open(cls, storage: Storage, *needed: str) -> StudyStore:
         """Open the study in a folder; nothing is written.
 
+        Args:
+            storage: The folder.
+            needed: As for :func:`dfkt.store.study_file.read_study_file`.
+
         Raises:
-            StudyError: As :func:`dfkt.store.study_file.read_study_file` says.
+            StudyError: As there.
         """
-        return cls(storage, read_study_file(storage))
+        return cls(storage, read_study_file(storage, *needed))
 
     def update_meta(self, **changes: Any) -> None:
         """Set entries of ``study.json``; those that describe the columns cannot be changed so."""
@@ -252,20 +256,24 @@ class Study:
     final_epochs: pd.DataFrame
 
 
-def read_study(path: str | os.PathLike[str] | Storage) -> Study:
+def read_study(path: str | os.PathLike[str] | Storage, *needed: str) -> Study:
     """Read a study, finished or running.
+
+    Args:
+        path: Its folder.
+        needed: Entries that its ``study.json`` must have beside those that every study has.
 
     Raises:
         StudyError: If there is none in the folder, or a file is damaged.
     """
     storage = path if isinstance(path, Storage) else Storage(path)
     folder = storage.path.partition("?")[0].rstrip("/").rpartition("/")[2]
-    store = StudyStore.open(storage)
+    store = StudyStore.open(storage, *needed)
     while True:
         try:
             return store._read(folder)
         except StudyError:  # a writer that adds columns changes study.json before the parts, maybe since we read it
-            latest = StudyStore.open(storage)
+            latest = StudyStore.open(storage, *needed)
             if latest._columns == store._columns:
                 raise
             store = latest

@@ -2,10 +2,8 @@
 
 import contextlib
 import errno
-import gzip
 import io
 import os
-import pickle
 import re
 import socket
 import tempfile
@@ -14,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import known_sets
 import numpy as np
 import pytest
 from conftest import write_image
@@ -21,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin
 from scipy.io import savemat
-from torchvision.datasets import cifar, mnist, svhn
+from torchvision.datasets import cifar, svhn
 
 from dfkt.cli.main import main
 from dfkt.config import DataConfig, Placement
@@ -228,31 +227,28 @@ def test_large_photographs_are_taken_without_a_warning(pets, tmp_path, monkeypat
     assert seen == []
 
 
+def denying(call: Callable[[Any], Any], place: Path) -> Callable[[Any], Any]:
+    """Return a call that is denied a single path."""
+
+    def refuse(path: Any) -> Any:
+        if Path(path) == place:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return call(path)
+
+    return refuse
+
+
 @pytest.mark.parametrize("where", ["", "train", "train/cat", "val/dog", "test", "test/cat/deeper"])
 def test_an_unreadable_folder_is_named(pets, tmp_path, monkeypatch, where):
     (pets / "test/cat/deeper").mkdir()
-    scan = os.scandir
-
-    def refuse(path: Any) -> Any:
-        if Path(path) == pets / where:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", denying(os.scandir, pets / where))
     expected = f"Every folder of images must be readable, but {pets / where} is not (Permission denied)."
     assert expected in refused(pets, tmp_path / "root")
 
 
 @pytest.mark.parametrize("where", [CAT, TEST_CAT], ids=str)
 def test_an_unreadable_file_is_named(pets, tmp_path, monkeypatch, where):
-    opened = Image.open
-
-    def refuse(path: Any) -> Any:
-        if Path(path) == pets / where:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return opened(path)
-
-    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(Image, "open", denying(Image.open, pets / where))
     assert f"but {pets / where} is not (Permission denied)." in refused(pets, tmp_path / "root")
 
 
@@ -509,36 +505,19 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
         tries.append(socket.getdefaulttimeout())
         raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
 
-    for module, name in ((cifar, "download_and_extract_archive"), (mnist, "download_and_extract_archive")):
-        monkeypatch.setattr(module, name, fail)
-    monkeypatch.setattr(svhn, "download_url", fail)
-    for module in (cifar, mnist, svhn):
-        monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).is_file())
+    known_sets.cut_off(monkeypatch, fail)
     return tries
 
 
 def write_mnist(root: Path, ending: str = "") -> Path:
-    raw = root / "MNIST/raw"
-    raw.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        sizes = np.array([40, 2, 2], dtype=">i4").tobytes()
-        images, labels = np.arange(160, dtype=np.uint8), np.arange(40, dtype=np.uint8) % 10
-        for name, content in (
-            ("images-idx3", b"\0\0\x08\x03" + sizes + images.tobytes()),
-            ("labels-idx1", b"\0\0\x08\x01" + sizes[:4] + labels.tobytes()),
-        ):
-            (raw / f"{part}-{name}-ubyte{ending}").write_bytes(gzip.compress(content) if ending else content)
-    return raw
+    known_sets.write_mnist(root / "MNIST/raw", packed=ending == ".gz")
+    return root / "MNIST/raw"
 
 
 def write_cifar(root: Path) -> Path:
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    for file in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        pixels = np.arange(10 * 3072, dtype=np.uint8).reshape(10, 3072)
-        (folder / file).write_bytes(pickle.dumps({"data": pixels, "labels": list(range(10))}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    return folder
+    files = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    known_sets.write_cifar(root / "cifar-10-batches-py", files, ("batches.meta", "label_names"), "labels", 10)
+    return root / "cifar-10-batches-py"
 
 
 def write_svhn(root: Path) -> Path:

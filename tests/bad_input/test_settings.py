@@ -22,7 +22,7 @@ def parser_of(command: str) -> Parser:
 
 
 def switches_of(command: str) -> list[str]:
-    """Return the switches that take a value, but for those that name folders where files would be written."""
+    """Return the switches that take a value, but for ``--address``, which is not looked at before Ray is started."""
     return sorted(
         action.option_strings[-1]
         for action in parser_of(command)._actions
