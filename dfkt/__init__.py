@@ -2,8 +2,9 @@
 
 from dfkt.config import DataConfig, NetworkConfig, OptimizerConfig, Placement, TeacherConfig, TrainConfig
 from dfkt.methods.base import Features, Method, Ramp, Schedule, Stage, TaskTerm, Term, searched, task_stage
-from dfkt.methods.flow import FlowLoss, flow_loss, fsp_matrix
+from dfkt.methods.flow import FlowLoss, flow_loss
 from dfkt.methods.maps import MapTerm
+from dfkt.methods.matrices import fsp_matrices, fsp_matrix
 from dfkt.methods.patterns import flow_pairs
 from dfkt.methods.registry import METHODS, find_method
 from dfkt.methods.space import Draw, Range, Space
@@ -44,6 +45,7 @@ __all__ = [
     "find_method",
     "flow_loss",
     "flow_pairs",
+    "fsp_matrices",
     "fsp_matrix",
     "load_student",
     "read_study",

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from dfkt.config import build, check_rule, is_finite
 from dfkt.errors import ConfigError
+from dfkt.methods.patterns import FlowPair
+from dfkt.methods.ramp import Ramp as Ramp
 from dfkt.methods.space import Draw, Range
 from dfkt.networks.taps import StudentTaps
 
@@ -45,33 +47,14 @@ def searched(default: float, low: float, high: float, *, log: bool = False) -> A
 
 @dataclass(frozen=True)
 class Features:
-    """What one network computed for a batch: activations by student tap number, and logits where asked for."""
+    """What one network computed for a batch: activations by student tap number, and logits where asked for.
+
+    A teacher's FSP matrices, by flow pair, may stand in the place of activations.
+    """
 
     taps: Mapping[int, Tensor]
     logits: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A weight that changes linearly over the first part of a stage, and then stays.
-
-    Example:
-        >>> [Ramp(4, 1).at(done) for done in (0, 0.5, 1)]
-        [4.0, 2.5, 1.0]
-    """
-
-    start: float
-    end: float
-    until: float = 1.0
-    """Share of the stage after which it stays."""
-
-    def at(self, done: float) -> float:
-        """Return the weight when a share of the stage is done."""
-        return self.start + (self.end - self.start) * (min(done / self.until, 1.0) if self.until else 1.0)
-
-    def __str__(self) -> str:
-        text = f"{self.start:.3g}->{self.end:.3g}"
-        return text if self.until == 1 else f"{text} in {self.until:.3g} of it"
+    matrices: Mapping[FlowPair, Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +77,11 @@ class Term(ABC):
     @abstractmethod
     def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
         """Return the loss, a scalar averaged over images; no gradient reaches the teacher."""
+
+    @property
+    def flow_pairs(self) -> tuple[FlowPair, ...]:
+        """Flow pairs whose FSP matrices are all that it reads of the teacher's features."""
+        return ()
 
     def weight_at(self, done: float) -> float:
         """Return the weight when a share of the stage is done."""
@@ -147,6 +135,16 @@ class Stage:
     def taps(self) -> tuple[int, ...]:
         """Student taps that any term reads."""
         return tuple(sorted({tap for term in self.terms for tap in term.taps}))
+
+    @property
+    def flow_pairs(self) -> tuple[FlowPair, ...]:
+        """Flow pairs of which some term reads the teacher's FSP matrices."""
+        return tuple(sorted({pair for term in self.terms for pair in term.flow_pairs}))
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether any term reads the teacher's activations themselves."""
+        return any(term.taps and not term.flow_pairs for term in self.terms)
 
     @property
     def adapted_taps(self) -> tuple[int, ...]:

@@ -47,7 +47,12 @@ class FlowTerm(Term):
 
     def __call__(self, teacher: Features, student: Features, labels: Tensor) -> Tensor:
         """Return the flow loss; labels are not read."""
-        return self.loss(teacher.taps, student.taps)
+        return self.loss(teacher.taps, student.taps, teacher.matrices)
+
+    @property
+    def flow_pairs(self) -> tuple[FlowPair, ...]:
+        """All of its pairs."""
+        return self.pairs
 
     def describe(self) -> str:
         """Return the term with its norm, pairs and their weights."""

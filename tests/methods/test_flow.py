@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkt.errors import ConfigError, FlowShapeError
 from dfkt.methods import flow
-from dfkt.methods.flow import FLOW_NORMS, FlowLoss, flow_loss, fsp_matrix
+from dfkt.methods.flow import FLOW_NORMS, FlowLoss, flow_loss
+from dfkt.methods.matrices import fsp_matrices, fsp_matrix
 from dfkt.methods.patterns import flow_pairs
 
 SHAPES = [(3, 8), (4, 8), (5, 4), (6, 2)]
@@ -300,3 +301,43 @@ def test_no_intermediate_of_the_densest_loss_outgrows_the_largest_activation(blo
         flow_loss(teacher, {t: v.requires_grad_() for t, v in student.items()}, pairs, [1.0] * len(pairs)).backward()
 
     assert largest.numel <= teacher[0].numel()
+
+
+@every_norm
+@pytest.mark.parametrize("pattern", ["dense", "to-top", "sliding-2"])
+def test_given_matrices_of_more_pairs_make_the_same_loss_and_gradients_to_the_last_bit(norm, pattern):
+    teacher, pairs = random_taps(0, dtype=torch.float32), flow_pairs(pattern, 4)
+    loss = FlowLoss(pairs, [1.0 + k for k in range(len(pairs))], norm)
+    given = fsp_matrices(teacher, flow_pairs("dense", 4))
+    found = []
+    for matrices in (None, given):
+        student = scaled(random_taps(1), 1.0, torch.float32)
+        value = loss(teacher if matrices is None else {}, student, matrices)
+        value.backward()
+        found.append([value, *(tap.grad for tap in student.values() if tap.grad is not None)])
+
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))
+
+
+def test_given_matrices_may_be_cut_with_the_batch():
+    shapes = [(16, 8)] * 9
+    teacher, student = (random_taps(seed, shapes, 8, torch.float32) for seed in (0, 1))
+    pairs = flow_pairs("dense", len(shapes))
+    loss = FlowLoss(pairs, [1.0] * len(pairs))
+
+    value = loss(teacher, student)
+
+    assert min(grid.chunk for grid in next(iter(loss._plans.values()))) < 8
+    assert torch.equal(loss({}, student, fsp_matrices(teacher, pairs)), value)
+
+
+def test_matrices_of_another_shape_are_refused():
+    teacher, student = random_taps(0), random_taps(1)
+    matrices = fsp_matrices(teacher, [(0, 1)])
+
+    with pytest.raises(FlowShapeError, match=r"matrices of pair \(0, 1\) must be"):
+        flow_loss_of(matrices, {tap: value[:1] for tap, value in student.items()})
+
+
+def flow_loss_of(matrices, student):
+    return FlowLoss([(0, 1)], [1.0])({}, student, matrices)
