@@ -24,8 +24,9 @@ from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore
 from dfkt.study.cluster import cluster, count_groups, nodes
 from dfkt.study.driver import Run, Workers
+from dfkt.study.opened import OpenStudy
 from dfkt.study.opening import open_store
-from dfkt.study.queue import OpenStudy, Queue
+from dfkt.study.queue import Queue
 from dfkt.study.study import run_queue
 
 TAPS = StudentTaps(4, (0, 1, 2, 3))

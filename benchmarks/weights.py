@@ -21,7 +21,8 @@ from dfkt import DataConfig, Draw, NetworkConfig, Placement, RunConfig, StudentT
 from dfkt.methods.dfkt import Dfkt
 from dfkt.store.files import Storage
 from dfkt.study.search import silence_optuna
-from dfkt.training.run import Job, Payload, images_for, run_job
+from dfkt.training.cached import images_for
+from dfkt.training.run import Job, Payload, run_job
 from dfkt.training.teacher import find_teacher
 
 BASE = RunConfig(

@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
 from dfkt.errors import ConfigError
+from dfkt.rules import check_choice as check_choice
+from dfkt.rules import check_rule as check_rule
+from dfkt.rules import is_finite as is_finite
 
 T = TypeVar("T")
 
@@ -31,24 +33,6 @@ NO_KEY = {AS_KEY: lambda value: None}
 """Metadata of a field that counts in no key."""
 IF_GIVEN = {"if_given": True}
 """Metadata of a field that counts in a key unless it is ``None``: it came later, and earlier keys stay what they were."""
-
-
-def check_rule(holds: bool, rule: str, remedy: str = "", **values: Any) -> None:
-    """Raise :class:`ConfigError` with rule, value and remedy unless the rule holds."""
-    if not holds:
-        got = ", ".join(f"{name}={value!r}" for name, value in values.items())
-        raise ConfigError(f"`{rule}` must hold, but got {got}." + (f" {remedy}" if remedy else ""))
-
-
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raise :class:`ConfigError` unless a value is one of the choices."""
-    if value not in choices:
-        raise ConfigError(f"`{name}` must be one of {', '.join(map(str, choices))}, but got {value!r}.")
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value is a finite number; truth values are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _base_name(name: str) -> str:
@@ -189,6 +173,10 @@ class Placement:
     """Where torchvision's sets are kept, and where decoded folders are cached."""
     teacher_root: str = "~/.cache/dfkt/teachers"
     """Where trained teachers are kept."""
+    target_root: str = "~/.cache/dfkt/targets"
+    """Where each host of a study keeps what the teacher said, for the study's later runs: on a disk of its own."""
+    keep_targets: int | None = None
+    """Bytes that may lie there, of all studies; ``None`` takes a quarter of what is free, 0 keeps nothing."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     device: str = "cpu"
@@ -199,6 +187,8 @@ class Placement:
     def __post_init__(self) -> None:
         check_rule(self.checkpoint_every >= 1, "checkpoint_every >= 1", checkpoint_every=self.checkpoint_every)
         check_rule(self.threads >= 1, "threads >= 1", threads=self.threads)
+        ok = self.keep_targets is None or self.keep_targets >= 0
+        check_rule(ok, "keep_targets >= 0", keep_targets=self.keep_targets)
         ok = self.device.partition(":")[0] in ("cpu", "cuda")
         check_rule(ok, "device is cpu, cuda or cuda:N", device=self.device)
 

@@ -4,6 +4,7 @@ Every process goes through the same cases, one process group per number of worke
 """
 
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,6 +24,7 @@ from dfkt.methods.dfkt import Dfkt
 from dfkt.training.evaluate import evaluate
 from dfkt.training.loop import Training
 from dfkt.training.parallel import Group, synchronise_batch_norms
+from dfkt.training.targets import Keeping
 
 BARE, USUAL = (NetworkConfig(name=f"small_runs:{name}_norms") for name in ("bare", "usual"))
 WIDE = replace(RESNET, width=0.5)
@@ -146,9 +148,24 @@ def evaluated_apart(group: Group) -> tuple[float, float]:
     return evaluate(synchronise_batch_norms(network), data, data.train, "float32", group)
 
 
+def kept(group: Group) -> bool:
+    """Whether a run that keeps the teacher's answers, and one that reads them, are the run without, to the last bit."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        keeping = Keeping(folder, "study", 10**9, tuple((i, j) for i in range(4) for j in range(i + 1, 4)))
+        for place in (None, keeping, keeping):
+            train = TrainConfig(epochs=2, batch_size=15)
+            training = start(synthetic_images(), METHODS["dfkt"], train, teacher=WIDE, group=group, keeping=place)
+            found.append((records(training), weights(training), training.targets.served))
+    plain, _, read = found
+    same = all(f[0] == plain[0] and all(torch.equal(v, f[1][n]) for n, v in plain[1].items()) for f in found)
+    return same and read[2] > 0
+
+
 PROBES: dict[str, Callable[[Group], Any]] = {
     "nan of one": nan_of_one,
     "resumed": resumed,
+    "kept": kept,
     "drops": drops,
     "evaluated apart": evaluated_apart,
 }

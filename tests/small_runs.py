@@ -24,6 +24,7 @@ from dfkt.networks.taps import StudentTaps
 from dfkt.training.loop import Training
 from dfkt.training.optim import network_dtype
 from dfkt.training.parallel import Group
+from dfkt.training.targets import Keeping
 
 METHODS: dict[str, Method] = {
     "scratch": Scratch(),
@@ -40,7 +41,7 @@ METHODS: dict[str, Method] = {
 ROUNDS = Dfkt(pattern="dense-2", order="local", rounds=2, share=0.5, freeze_below=True, weight=0.5)
 TRAIN = TrainConfig(epochs=4.5, batch_size=32)
 _TEACHERS: dict[Any, FrozenTeacher] = {}
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "images_per_second", "kept_share")
 RESNET = NetworkConfig(name="resnet8", width=0.25)
 DROPPING = NetworkConfig(name="small_runs:dropping")
 
@@ -99,6 +100,7 @@ def start(
     student: NetworkConfig = RESNET,
     teacher: NetworkConfig | nn.Module = RESNET,
     group: Group | None = None,
+    keeping: Keeping | None = None,
 ) -> Training:
     """Return a run that is ready to start; both networks' weights are always the same."""
     shape = (images.channels, *images.image_size)
@@ -106,7 +108,7 @@ def start(
     tapped = TappedNetwork(network, network_taps(network, student) if method.tapped else (), shape)
     frozen = frozen_teacher(images, teacher, method.tapped, network_dtype(train.precision)) if method.taught else None
     schedule = method.schedule(train.epochs, StudentTaps.of(tapped.taps))
-    return Training(schedule, tapped, frozen, images, train, group)
+    return Training(schedule, tapped, frozen, images, train, group, keeping)
 
 
 def frozen_teacher(

@@ -24,7 +24,8 @@ from dfkt.config import Placement
 from dfkt.methods.base import Method
 from dfkt.store.files import Storage
 from dfkt.study.search import random_draws
-from dfkt.training.run import Job, images_for, run_job
+from dfkt.training.cached import images_for
+from dfkt.training.run import Job, run_job
 from dfkt.training.teacher import find_teacher
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"

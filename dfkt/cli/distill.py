@@ -35,11 +35,12 @@ from dfkt.errors import CheckpointError, NonFiniteLossError, StudyError
 from dfkt.methods.registry import METHODS, find_method
 from dfkt.store.files import Storage, readable
 from dfkt.store.origin import environment
+from dfkt.training.cached import images_for, test_images_for
 from dfkt.training.config import RunConfig
 from dfkt.training.evaluate import evaluate
 from dfkt.training.optim import network_dtype
 from dfkt.training.progress import ProgressLine, place
-from dfkt.training.run import STUDENT_FILE, Job, Payload, build_student, check_run, images_for, run_job, test_images_for
+from dfkt.training.run import STUDENT_FILE, Job, Payload, build_student, check_run, run_job
 from dfkt.training.state import STATE_FILE, load_state, load_weights
 from dfkt.training.students import ABOUT_FILE as STUDENT_ABOUT
 from dfkt.training.teacher import WEIGHTS_FILE, find_teacher

@@ -6,6 +6,8 @@ import argparse
 import math
 import re
 
+_UNITS = {"": 1, "B": 1} | {f"{letter}B": 10 ** (3 * k) for k, letter in enumerate("KMGT", 1)}
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{0,15})?) ?([KMGT]?B|)", re.ASCII | re.IGNORECASE)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?", re.ASCII)
 
@@ -39,3 +41,19 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"a finite number is wanted, but got {text[:40]!r}")
     return value
+
+
+def size(text: str) -> int:
+    """Return bytes.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is no size.
+
+    Example:
+        >>> size("20GB"), size("1.5 mb"), size("0")
+        (20000000000, 1500000, 0)
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"a size such as 20GB, 500MB or 0 is wanted, but got {text[:40]!r}")
+    return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dfkt.cli.numbers import number, whole
+from dfkt.cli.numbers import number, size, whole
 from dfkt.config import (
     KNOWN_SETS,
     DataConfig,
@@ -100,6 +100,16 @@ def add_workers(parser: argparse.ArgumentParser, *, settings: bool = True) -> No
             help="several workers normalise each by its own share of a batch",
         )
     group.add_argument("--checkpoint-every", type=whole, help="epochs between checkpoints (default: 1)")
+    group.add_argument(
+        "--keep-targets",
+        type=size,
+        metavar="SIZE",
+        help="how much of what the teacher says each host may keep for later runs, such as 20GB; 0 keeps nothing "
+        "(default: a quarter of what is free)",
+    )
+    group.add_argument(
+        "--target-root", help="where that lies, on each host's own disk (default: ~/.cache/dfkt/targets)"
+    )
     group.add_argument("--address", help="Ray cluster to use (default: RAY_ADDRESS, or this machine)")
 
 
@@ -152,6 +162,11 @@ def absolute_path(path: str | None) -> str | None:
         return None
     found = Path(path).expanduser().absolute()
     return str(found.resolve() if ".." in found.parts else found)  # a folder counts by its name, which `..` is not
+
+
+def host_path(path: str | None) -> str | None:
+    """Return a path that each host reads for itself: one below ``~`` stays as it is, any other is made absolute."""
+    return path if path is not None and (path.startswith("~") or "://" in path) else absolute_path(path)
 
 
 def as_name(text: str) -> str:
@@ -251,6 +266,8 @@ def read_placement(a: argparse.Namespace) -> Placement:
         Placement(),
         data_root=absolute_path(a.data_root),
         teacher_root=absolute_path(a.teacher_root),
+        target_root=host_path(getattr(a, "target_root", None)),
+        keep_targets=getattr(a, "keep_targets", None),
         checkpoint_every=getattr(a, "checkpoint_every", None),
     )
     if hasattr(a, "device"):

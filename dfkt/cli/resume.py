@@ -26,6 +26,8 @@ NOTED = {
     "data_root": ("placement", "data_root"),
     "teacher_root": ("placement", "teacher_root"),
     "checkpoint_every": ("placement", "checkpoint_every"),
+    "target_root": ("placement", "target_root"),
+    "keep_targets": ("placement", "keep_targets"),
     "workers_per_run": ("workers", "count"),
     "cpus_per_worker": ("workers", "cpus"),
     "gpus_per_worker": ("workers", "gpus"),

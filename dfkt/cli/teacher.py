@@ -22,7 +22,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
 def run(a: argparse.Namespace) -> int:
     """Train or find."""
     from dfkt.data.load import check_test
-    from dfkt.training.run import images_for
+    from dfkt.training.cached import images_for
     from dfkt.training.teacher import find_teacher
 
     config, data, placement = with_teacher(TeacherConfig(), a), with_data(DataConfig(), a), read_placement(a)

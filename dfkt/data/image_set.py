@@ -146,6 +146,11 @@ class ImageSet:
         _, rows, columns, _ = self.padded.images.shape
         return rows - 2 * self.padding, columns - 2 * self.padding
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return (self.channels, *self.image_size)
+
     @cached_property
     def checksum(self) -> int:
         """CRC-32 of the training images (image by image, row by row) and labels: 0..2**32 - 1.

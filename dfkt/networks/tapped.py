@@ -87,6 +87,11 @@ class FrozenTeacher(TappedNetwork):
         super().__init__(folded, names, input_shape)
         self._first = first
 
+    def state(self) -> dict[str, Tensor]:
+        """Return all numbers that its answers depend on, by name."""
+        first = {} if self._first is None else self._first.state_dict(prefix="first.")
+        return {**self.network.state_dict(), **first}
+
     def _joined(self, part: nn.Module) -> nn.Module:
         return part if self._first is None else nn.Sequential(self._first, part)
 

@@ -45,6 +45,9 @@ def trial_schema(params: Mapping[str, str]) -> Any:
             *_columns(pa.float64(), "last_val_accuracy best_val_accuracy best_epoch epochs"),
             *_columns(pa.int64(), "steps images"),
             *_columns(pa.float64(), "wall_seconds device_seconds"),
+            *_columns(
+                pa.float64(), "kept_share"
+            ),  # steps to which the teacher's answers were kept ones, over all steps
             *_columns(pa.int64(), "peak_memory_bytes"),
             *_columns(pa.int32(), "workers attempts"),
             *_columns(pa.string(), "error"),
@@ -75,7 +78,7 @@ def epoch_schema(losses: Sequence[str]) -> Any:
             *_columns(
                 pa.float64(), "rung rung_accuracy"
             ),  # that share where early stopping compares trials, by the latter
-            *_columns(pa.float64(), "images_per_second seconds"),
+            *_columns(pa.float64(), "images_per_second seconds kept_share"),
         ]
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dfkt.config import Placement, flatten, key_dict, to_dict
@@ -13,16 +14,19 @@ from dfkt.errors import ConfigError, StudyError
 from dfkt.methods.base import Method
 from dfkt.methods.dfkt import describe_left_out, left_out
 from dfkt.methods.patterns import FlowPair
-from dfkt.networks.taps import StudentTaps
+from dfkt.networks.taps import StudentTaps, Tap
 from dfkt.store.files import Storage
 from dfkt.store.origin import environment
 from dfkt.store.study_file import check_entries, read_study_file
 from dfkt.store.study_store import StudyStore, clear
 from dfkt.study.config import ArmConfig, StudyConfig
-from dfkt.study.queue import OpenStudy, Queue
+from dfkt.study.keeping import ArmPairs, check_root, describe
+from dfkt.study.opened import OpenStudy
+from dfkt.study.queue import Queue
 from dfkt.study.recorder import now
 from dfkt.study.search import random_draws
-from dfkt.training.run import check_networks, images_for
+from dfkt.training.cached import images_for
+from dfkt.training.run import check_networks
 from dfkt.training.stages import stage_ends
 
 Log = Callable[[str], None]
@@ -30,28 +34,46 @@ DRAWS = 64
 """Random samples of a search space whose schedules must fit before a search begins."""
 
 
-def check_study(
-    config: StudyConfig, storage: Storage, placement: Placement, log: Log
-) -> tuple[dict[str, Any], StudentTaps]:
-    """Refuse what cannot be done before anything starts; return what is said of the images, and the student's taps.
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a study before it starts.
+
+    Attributes:
+        about: What is said of the images, as JSON values.
+        taps: The student's, matched with the teacher's.
+        pairs: By arm, the flow pairs that its runs can ask for.
+    """
+
+    about: dict[str, Any]
+    taps: StudentTaps
+    pairs: ArmPairs
+
+
+def check_study(config: StudyConfig, storage: Storage, placement: Placement, log: Log) -> Checked:
+    """Refuse what cannot be done before anything starts; return what is known then.
 
     Raises:
         InputError: If images, networks, taps, methods and lengths do not fit each other, or the folder holds another study.
     """
     data = images_for(config.data, placement)
-    taps = _check_networks(config, data)
-    lost = {pair for arm in config.arms for pair in _check_arm(config, arm, data, taps)}
+    taps, teacher = _check_networks(config, data)
+    asked = {arm.name: _check_arm(config, arm, data, taps) for arm in config.arms}
+    pairs, lost = ({name: both[k] for name, both in asked.items()} for k in (0, 1))
     _columns(config, taps)
     about = about_data(data)
     check_store(config, storage, about)
     check_test(config.data, placement.data_root, data)
+    check_root(placement)
     log(data.describe())
-    for note in (*data.notes, *([describe_left_out(lost)] if lost else [])):
+    left = frozenset[FlowPair]().union(*lost.values())
+    for note in (*data.notes, *([describe_left_out(left)] if left else [])):
         log(f"note: {note}")
-    return about, taps
+    if placement.keep_targets != 0 and (told := describe(config, taps, teacher, pairs, len(data.padded))):
+        log(told)
+    return Checked(about, taps, pairs)
 
 
-def _check_networks(config: StudyConfig, data: ImageSet) -> StudentTaps:
+def _check_networks(config: StudyConfig, data: ImageSet) -> tuple[StudentTaps, tuple[Tap, ...]]:
     """Build both networks once and match their taps, where an arm reads any."""
     tapped = any(arm.method.tapped for arm in config.arms)
     taught = any(arm.method.taught for arm in config.arms)
@@ -59,11 +81,13 @@ def _check_networks(config: StudyConfig, data: ImageSet) -> StudentTaps:
     return check_networks(config.student, config.teacher if taught else None, data, tapped=tapped, precision=precision)
 
 
-def _check_arm(config: StudyConfig, arm: ArmConfig, data: ImageSet, taps: StudentTaps) -> set[FlowPair]:
-    """Try the schedules of all that an arm may train; return the flow pairs that they leave out."""
+def _check_arm(
+    config: StudyConfig, arm: ArmConfig, data: ImageSet, taps: StudentTaps
+) -> tuple[frozenset[FlowPair], frozenset[FlowPair]]:
+    """Try the schedules of all that an arm may train; return the flow pairs that they have, and those that they leave out."""
     run = config.run(arm, arm.method)
     steps = steps_per_epoch(data, run.train.batch_size)
-    lost: set[FlowPair] = set()
+    asked, lost = set[FlowPair](), set[FlowPair]()
     for method in _candidates(config, arm, taps):
         schedule = method.schedule(run.train.epochs, taps)
         if unknown := {term.name for stage in schedule for term in stage.terms} - set(method.losses):
@@ -76,8 +100,9 @@ def _check_arm(config: StudyConfig, arm: ArmConfig, data: ImageSet, taps: Studen
             stage_ends(schedule, steps)
         except ConfigError as error:
             raise ConfigError(f"Arm {arm.name} ({method.describe()}): {error}") from None
+        asked.update(pair for stage in schedule for pair in stage.flow_pairs)
         lost |= left_out(method, run.train.epochs, taps)
-    return lost
+    return frozenset(asked), frozenset(lost)
 
 
 def _candidates(config: StudyConfig, arm: ArmConfig, taps: StudentTaps) -> list[Method]:

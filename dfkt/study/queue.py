@@ -8,62 +8,22 @@ for the last trial of a search.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import pandas as pd
 
-from dfkt.config import Placement, to_dict
+from dfkt.config import to_dict
 from dfkt.errors import InputError
 from dfkt.methods.base import Method
-from dfkt.networks.taps import StudentTaps
 from dfkt.store.rows import best_trials, row_settings, trial_params
-from dfkt.store.study_store import StudyStore
-from dfkt.study.config import ArmConfig, StudyConfig
+from dfkt.study.config import ArmConfig
 from dfkt.study.driver import Kind, Run
-from dfkt.study.search import ArmSearch, Journal
-from dfkt.training.config import RunConfig
-from dfkt.training.run import Job
+from dfkt.study.opened import OpenStudy
+from dfkt.study.search import ArmSearch
 
 Log = Callable[[str], None]
 CONFIRMING_SEED = 1_000_000
 """What a confirmation's seed is more than a trial's: far from the seeds of final runs."""
-
-
-@dataclass(eq=False)
-class OpenStudy:
-    """A study that is being run.
-
-    Attributes:
-        config: The study.
-        store: Its store, of which this process is the only writer.
-        placement: What its runs are given.
-        taps: The student's.
-        journal: Optuna's, once an arm is searched.
-    """
-
-    config: StudyConfig
-    store: StudyStore
-    placement: Placement
-    taps: StudentTaps
-    journal: Journal | None = None
-
-    def open_journal(self) -> Journal:
-        """Return Optuna's journal, opened at the first call."""
-        self.journal = self.journal or Journal(self.store.storage)
-        return self.journal
-
-    def note(self, arm: str, **entries: Any) -> None:
-        """Set entries of an arm in ``study.json``."""
-        arms = dict(self.store.meta.get("arms", {}))
-        arms[arm] = arms.get(arm, {}) | entries
-        self.store.update_meta(arms=arms)
-
-    def job(self, config: RunConfig, *folder: str, test: bool = False, rungs: tuple[float, ...] = ()) -> Job:
-        """Return what runs a configuration in a folder below the study's."""
-        storage = self.store.storage
-        teacher = storage.path if config.method.taught else None
-        return Job(config, self.placement, storage.sub(*folder).path, teacher, test, rungs=rungs)
 
 
 class Arm:
@@ -109,7 +69,7 @@ class Arm:
         number, method, params = self.search.ask()
         run, folder = self.study.config.run(self.config, method), f"{self.config.name}-{number:05d}"
         rungs = self.study.config.rungs_in(self._schedule(method)) if self.rungs else ()
-        job = self.study.job(run, "runs", folder, rungs=rungs)
+        job = self.study.job("trial", run, "runs", folder, rungs=rungs)
         return self._begun(Run(self.study.store.storage.path, self.config.name, number, "trial", params, job))
 
     def next_confirmation(self) -> Run | None:
@@ -171,7 +131,7 @@ class Arm:
             if number not in known:
                 row, method = rows[number], Method.from_json(row_settings(rows[number]))
                 run = study.config.run(self.config, method, study.config.train.seed + CONFIRMING_SEED)
-                job = study.job(run, "runs", f"{name}-{number:05d}-again")
+                job = study.job("confirmation", run, "runs", f"{name}-{number:05d}-again")
                 yield Run(study.store.storage.path, name, number, "confirmation", trial_params(row), job)
 
     def _trials(self) -> dict[int, dict[str, Any]]:
@@ -200,7 +160,7 @@ class Arm:
         known = {row["number"] for row in store.rows("final", name) if row["state"] != "RUNNING"}
         for number, run in zip(numbers, runs, strict=True):
             if number not in known:
-                job = self.study.job(run, "students", f"{name}-seed{run.train.seed}", test=True)
+                job = self.study.job("final", run, "students", f"{name}-seed{run.train.seed}")
                 yield Run(store.storage.path, name, number, "final", params, job)
 
     def _find_winner(self) -> Method | None:

@@ -254,12 +254,22 @@ def summarise(records: Sequence[Record], payload: Payload) -> dict[str, Any]:
     if records:
         last = records[-1]
         summary |= {"epochs": last["epoch"], "steps": last["step"], "images": last["images"]}
+        summary |= {"kept_share": _kept_share(records)}
     judged = [record for record in records if record.get(METRIC) is not None]
     if judged:
         best = max(judged, key=lambda r: r[METRIC] if math.isfinite(r[METRIC]) else -1.0)
         summary |= {"last_val_accuracy": judged[-1][METRIC]}
         summary |= {"best_val_accuracy": best[METRIC], "best_epoch": best["epoch"]}
     return summary
+
+
+def _kept_share(records: Sequence[Record]) -> float:
+    """Return the steps to which the teacher's answers were kept ones, over all steps."""
+    kept, before = 0.0, 0
+    for record in records:
+        if "kept_share" in record:  # a rung within an epoch has none
+            kept, before = kept + record["kept_share"] * (record["step"] - before), record["step"]
+    return kept / records[-1]["step"]
 
 
 def outcome(row: Mapping[str, Any], method: Method, *, final: bool) -> str:

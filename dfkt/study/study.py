@@ -21,8 +21,10 @@ from dfkt.store.study_store import StudyStore, hold
 from dfkt.study.cluster import cluster, count_groups, fit_workers, nodes
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Driver, Run, Workers, trainable
+from dfkt.study.keeping import forget
+from dfkt.study.opened import OpenStudy
 from dfkt.study.opening import check_study, has_begun, is_over, open_store
-from dfkt.study.queue import OpenStudy, Queue
+from dfkt.study.queue import Queue
 from dfkt.study.recorder import Ending, QueueSearcher, Recorder
 from dfkt.study.retry import failed_runs, retry_failed
 from dfkt.study.search import mend_journal
@@ -82,7 +84,7 @@ def run_studies(
         checked = [check_study(c, folder, placement, log) for c, folder in zip(configs, folders, strict=True)]
         wanted = workers = workers or Workers()
         again = retry and any(map(_has_failed, configs, folders))
-        if starts := again or not is_over(configs, folders, [taps for _, taps in checked]):
+        if starts := again or not is_over(configs, folders, [known.taps for known in checked]):
             held.enter_context(cluster(address, log))
             workers = fit_workers(wanted)
             batch = min(config.train.batch_size for config in configs)
@@ -90,8 +92,10 @@ def run_studies(
             placement = workers.place(placement)
         given = {"placement": to_dict(placement), "workers": to_dict(wanted)}
         studies = [
-            OpenStudy(config, open_store(config, folder, about, taps, **given), placement, taps)
-            for config, folder, (about, taps) in zip(configs, folders, checked, strict=True)
+            OpenStudy(
+                config, open_store(config, folder, known.about, known.taps, **given), placement, known.taps, known.pairs
+            )
+            for config, folder, known in zip(configs, folders, checked, strict=True)
         ]
         for study in studies if again else ():
             retry_failed(study.store, study.config)
@@ -168,6 +172,8 @@ def run_queue(
         for study in queue.studies:
             for name in ("ray", "runs") if queue.over else ("ray",):
                 study.store.storage.sub(name).delete_all()
+            if queue.over:
+                forget(study.config, study.placement, study.store.storage.path)
     if isinstance(queue.broken, OSError):
         raise storage_error(queue.broken, storage.path) from queue.broken
     if queue.broken is not None:

@@ -10,9 +10,9 @@ import ray
 from dfkt.config import DataConfig, Placement, TeacherConfig
 from dfkt.errors import CheckpointError, StudyError
 from dfkt.store.files import Storage
-from dfkt.study.queue import OpenStudy
+from dfkt.study.opened import OpenStudy
+from dfkt.training.cached import images_for, test_images_for
 from dfkt.training.evaluate import evaluate
-from dfkt.training.run import images_for, test_images_for
 from dfkt.training.state import hash_weights, load_state, save_state
 from dfkt.training.teacher import WEIGHTS_FILE, find_teacher, warn_of_chance, with_normalisation
 from dfkt.training.threads import threads

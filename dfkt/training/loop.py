@@ -5,6 +5,7 @@ Knows no ray and writes no files: a :class:`Training` yields one record per epoc
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from dfkt.training.optim import autocast, learning_rate, network_dtype
 from dfkt.training.parallel import Group, synchronise_batch_norms
 from dfkt.training.stages import RunningStage, build_adapters, rung_steps, stage_ends
 from dfkt.training.state import draw_seed, own_random
+from dfkt.training.targets import Keeping, Targets
 
 CHECK_STEPS = 50
 """Steps between looks at whether the loss is still finite; on a GPU every look waits for the device."""
@@ -42,6 +44,7 @@ class Training:
         data: The image set, on the device.
         config: What the stages share.
         group: The data-parallel processes, of which this is one.
+        keeping: Where what the teacher says is kept and looked for; ``None`` computes it at every step.
 
     Raises:
         ConfigError: If there are fewer steps than stages, or fewer images in a batch than workers.
@@ -56,6 +59,7 @@ class Training:
         data: ImageSet,
         config: TrainConfig,
         group: Group | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         self.schedule, self.student, self.teacher, self.data, self.config = schedule, student, teacher, data, config
         self.group = group or Group()
@@ -74,6 +78,7 @@ class Training:
             self.teacher_taps = match_taps(student.taps, teacher.taps)
             self.adapters = build_adapters(schedule, student, teacher, self.teacher_taps, config.seed)
         self.adapters.to(self.device, dtype)
+        self.targets = Targets(teacher, self.teacher_taps, data, config, self.group, keeping)
         if world > 1 and config.sync_batch_norm:
             synchronise_batch_norms(student.network)
         self.running: RunningStage | None = None
@@ -96,10 +101,11 @@ class Training:
         """
         start = 0
         self._rungs, self._on_rung = rung_steps(rungs, self.ends), on_rung or self._on_rung
-        for stage, end in zip(self.schedule, self.ends, strict=True):
-            if self.step < end:
-                yield from self._run_stage(stage, start, end)
-            start = end
+        with contextlib.closing(self.targets):
+            for stage, end in zip(self.schedule, self.ends, strict=True):
+                if self.step < end:
+                    yield from self._run_stage(stage, start, end)
+                start = end
 
     def state(self) -> dict[str, Any]:
         """Return all that :meth:`load` needs to go on from here, bit for bit."""
@@ -173,6 +179,7 @@ class Training:
         columns = len(stage.terms) + 1  # every term's value, then their weighted sum
         losses = torch.zeros(count, columns, dtype=dtype, device=self.device)
         correct = torch.zeros((), dtype=dtype, device=self.device)
+        self.targets.begin(stage, epoch, first)
         seen, rate = 0, 0.0
         for number in range(count):
             images, labels = next(batches)
@@ -193,14 +200,14 @@ class Training:
         accuracy = correct[None] / seen * (seen * group.world / (count * self.batch_size))
         means = [float(value) for value in group.mean(torch.cat([losses.mean(0), accuracy]))]
         record: Record = {f"{term.name}_loss": value for term, value in zip(stage.terms, means, strict=False)}
-        record |= {"lr": rate, "loss": means[-2]}
+        record |= {"lr": rate, "loss": means[-2], "kept_share": self.targets.served / count}
         return record | ({"train_accuracy": means[-1]} if stage.needs("student_logits") else {})
 
     def _step(self, running: RunningStage, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Update the student once; return the terms' values with their weighted sum, and the logits."""
         stage = running.stage
         images = images.to(network_dtype(self.config.precision))
-        teacher = self._run_teacher(stage, images)
+        teacher = self.targets.next(images)
         with self._autocast():
             outputs = running.model(images)
         student = Features({int(k): v for k, v in outputs.items() if k != "logits"}, outputs.get("logits"))
@@ -233,16 +240,6 @@ class Training:
         """Return what a network computed for the whole batch, from all workers."""
         logits = None if features.logits is None else self.group.gather(features.logits, self.batch_size)
         return Features({tap: self.group.gather(features.taps[tap], self.batch_size) for tap in taps}, logits)
-
-    def _run_teacher(self, stage: Stage, images: Tensor) -> Features:
-        """Run the teacher no further than the stage reads it; activations come by student tap."""
-        if not stage.reads_teacher:
-            return Features({})
-        assert self.teacher is not None
-        taps = tuple(sorted({self.teacher_taps[tap] for tap in stage.taps}))
-        with torch.inference_mode(), self._autocast():
-            outputs = self.teacher.part(taps, stage.needs("teacher_logits"))(images)
-        return Features({tap: outputs[str(self.teacher_taps[tap])] for tap in stage.taps}, outputs.get("logits"))
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.config.precision, self.device)

@@ -15,22 +15,21 @@ from typing import Any
 
 import torch
 
-from dfkt.config import DataConfig, NetworkConfig, Placement, Precision, TeacherConfig, config_key
+from dfkt.config import NetworkConfig, Placement, Precision, TeacherConfig
 from dfkt.data.batches import steps_per_epoch
-from dfkt.data.image_set import ImageSet, Split
-from dfkt.data.load import load_data, load_test
+from dfkt.data.image_set import ImageSet
 from dfkt.errors import DfktError
 from dfkt.methods.base import Schedule
 from dfkt.methods.dfkt import describe_left_out, left_out
 from dfkt.networks.build import build_network, network_taps
-from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
-from dfkt.networks.taps import StudentTaps
+from dfkt.networks.tapped import TappedNetwork
+from dfkt.networks.taps import StudentTaps, Tap
 from dfkt.store.files import Storage
+from dfkt.training.cached import images_for, teacher_for, test_images_for
 from dfkt.training.config import RunConfig
 from dfkt.training.evaluate import check_finite, evaluate
 from dfkt.training.loop import Record, Training
 from dfkt.training.memory import peak_memory, reset_peak_memory
-from dfkt.training.optim import network_dtype
 from dfkt.training.parallel import Group
 from dfkt.training.probe import probe
 from dfkt.training.resume import check_reported, resumed
@@ -38,7 +37,8 @@ from dfkt.training.stages import stage_ends
 from dfkt.training.state import own_random, save_state
 from dfkt.training.students import STUDENT_FILE as STUDENT_FILE
 from dfkt.training.students import keep_student
-from dfkt.training.teacher import check_teacher, load_teacher, renormalise
+from dfkt.training.targets import Keeping
+from dfkt.training.teacher import check_teacher
 
 Payload = dict[str, Any]
 Report = Callable[[Payload], None]
@@ -56,6 +56,7 @@ class Job:
         test: Open the test split when training is over; the student is then kept beside the checkpoint.
         keep: Keep the student there without opening it.
         rungs: Shares of the last stage at which an average of the student's weights is judged and reported besides.
+        keeping: Where what the teacher says is kept and looked for; ``None`` computes it at every step.
     """
 
     config: RunConfig
@@ -65,6 +66,7 @@ class Job:
     test: bool = False
     keep: bool = False
     rungs: tuple[float, ...] = ()
+    keeping: Keeping | None = None
 
 
 class _Clock:
@@ -85,71 +87,21 @@ class _Clock:
         return {"started": self.started, "attempts": self.attempts, "wall_seconds": seconds}
 
 
-class _Cache:
-    """What one process keeps from run to run: the latest image set, test split and teacher."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, tuple[str, Any]] = {}
-
-    def get(self, kind: str, key: str, make: Callable[[], Any]) -> Any:
-        """Return the kept value of this kind, made anew when its key is another."""
-        if self.entries.get(kind, ("",))[0] != key:
-            self.entries.pop(kind, None)  # before the new one is made: both might not fit
-            self.entries[kind] = (key, make())
-        return self.entries[kind][1]
-
-
-_CACHE = _Cache()
-
-
-def images_for(config: DataConfig, placement: Placement) -> ImageSet:
-    """Return an image set on the placement's device, kept for the next run of this process."""
-    key = f"{config} {placement.data_root} {placement.device}"
-    data: ImageSet = _CACHE.get("images", key, lambda: load_data(config, placement.data_root).to(placement.device))
-    return data
-
-
-def test_images_for(config: DataConfig, placement: Placement) -> Split:
-    """Return the test split on the placement's device, kept likewise; this opens it."""
-    data = images_for(config, placement)
-    key = f"{config} {placement.data_root} {placement.device}"
-    make = lambda: load_test(config, placement.data_root, data).to(placement.device)  # noqa: E731
-    split: Split = _CACHE.get("test", key, make)
-    return split
-
-
-def teacher_for(config: TeacherConfig, data: ImageSet, folder: str, *, tapped: bool, precision: Any) -> FrozenTeacher:
-    """Return the frozen teacher of a folder on the images' device, kept for the next run of this process.
-
-    Args:
-        config: Its network, and the images that it was trained with.
-        data: The image set, on the device.
-        folder: Where its weights lie.
-        tapped: Whether features are read at its taps.
-        precision: Of the run.
-    """
-
-    def make() -> FrozenTeacher:
-        network = load_teacher(config, data, Storage(folder)).to(network_dtype(precision))
-        names = network_taps(network, config.network) if tapped else ()
-        return FrozenTeacher(network, names, _shape(data), renormalise(config, data, precision))
-
-    key = f"{config_key(config)} {folder} {data.checksum} {data.train.images.device} {tapped} {precision}"
-    teacher: FrozenTeacher = _CACHE.get("teacher", key, make)
-    return teacher
-
-
 def build_student(config: NetworkConfig, data: ImageSet, seed: int, *, tapped: bool = True) -> TappedNetwork:
     """Return a new student on the images' device; its initial weights depend on the seed alone."""
     device = data.train.images.device
     with own_random(seed, device):
         network = build_network(config, num_classes=data.num_classes, in_channels=data.channels)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TappedNetwork(network, network_taps(network, config) if tapped else (), _shape(data))
+    return TappedNetwork(network, network_taps(network, config) if tapped else (), data.shape)
 
 
 def build_training(
-    config: RunConfig, data: ImageSet, teacher_folder: str | None, group: Group | None = None
+    config: RunConfig,
+    data: ImageSet,
+    teacher_folder: str | None,
+    group: Group | None = None,
+    keeping: Keeping | None = None,
 ) -> Training:
     """Return a run, ready to start, on the images' device.
 
@@ -165,7 +117,7 @@ def build_training(
         )
     met = teacher.taps if teacher is not None and method.tapped else None
     schedule = method.schedule(config.train.epochs, StudentTaps.of(student.taps, met))
-    return Training(schedule, student, teacher, data, config.train, group)
+    return Training(schedule, student, teacher, data, config.train, group, keeping)
 
 
 def check_networks(
@@ -175,18 +127,17 @@ def check_networks(
     *,
     tapped: bool = True,
     precision: Precision = "auto",
-) -> StudentTaps:
-    """Build and try both networks as a run will; return the student's taps, matched with the teacher's.
+) -> tuple[StudentTaps, tuple[Tap, ...]]:
+    """Build and try both networks as a run will; return the student's taps, matched with the teacher's, and these.
 
     Raises:
         InputError: If a network or tap is unknown or does not fit, or a user's teacher cannot be read.
     """
-    built, met = build_student(student, data, seed=0, tapped=tapped), None
+    built, read = build_student(student, data, seed=0, tapped=tapped), tuple[Tap, ...]()
     probe(built, student.name, data, precision, learns=True)
     if teacher is not None:
         read = check_teacher(teacher, data, tapped=tapped, precision=precision)
-        met = read if tapped else None
-    return StudentTaps.of(built.taps, met)
+    return StudentTaps.of(built.taps, read if tapped and teacher is not None else None), read
 
 
 def check_run(config: RunConfig, data: ImageSet, log: Callable[[str], None] = lambda line: None) -> Schedule:
@@ -197,7 +148,7 @@ def check_run(config: RunConfig, data: ImageSet, log: Callable[[str], None] = la
     """
     method = config.method
     teacher, precision = config.teacher if method.taught else None, config.train.precision
-    taps = check_networks(config.student, teacher, data, tapped=method.tapped, precision=precision)
+    taps, _ = check_networks(config.student, teacher, data, tapped=method.tapped, precision=precision)
     schedule = method.schedule(config.train.epochs, taps)
     stage_ends(schedule, steps_per_epoch(data, config.train.batch_size))
     if pairs := left_out(method, config.train.epochs, taps):
@@ -226,7 +177,7 @@ def run_job(job: Job, report: Report, group: Group | None = None) -> None:
     reset_peak_memory(device)
     try:
         data = images_for(job.config.data, job.placement)
-        make = partial(build_training, job.config, data, job.teacher, group)
+        make = partial(build_training, job.config, data, job.teacher, group, job.keeping)
         training = _resume(job, make, history, clock)
         _train(job, training, history, clock, report)
     except DfktError as error:
@@ -270,10 +221,6 @@ def _train(job: Job, training: Training, history: list[Record], clock: _Clock, r
     if (job.keep or job.test) and training.group.rank == 0:
         keep_student(storage, job.config.student, training.student.network, training.data)
     report(last | clock.read())
-
-
-def _shape(data: ImageSet) -> tuple[int, int, int]:
-    return (data.channels, *data.image_size)
 
 
 def _payload(history: list[Record], reported: int, training: Training) -> Payload:

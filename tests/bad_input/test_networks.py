@@ -142,8 +142,8 @@ def test_few_taps_are_enough_for_every_method_and_all_that_a_study_draws_by_itse
     study = StudyConfig(name="s", student=network, teacher=teacher, train=TRAIN, arms=arms)
     monkeypatch.setattr("dfkt.study.opening.images_for", lambda config, placement: images)
     monkeypatch.setattr("dfkt.study.opening.check_test", lambda *given: None, raising=False)
-    _, found = check_study(study, Storage("s"), Placement(), lambda line: None)
-    assert found.count == (3 if taps is None else 2)
+    found = check_study(study, Storage("s"), Placement(), lambda line: None)
+    assert found.taps.count == (3 if taps is None else 2)
 
 
 MODULES = {

@@ -24,6 +24,7 @@ from dfkt.store.origin import environment
 from dfkt.store.study_store import StudyStore, read_study
 from dfkt.study.config import StudyConfig, ablations
 from dfkt.study.driver import Workers
+from dfkt.study.opening import Checked
 from dfkt.study.queue import Queue
 from dfkt.study.recorder import ALIKE
 from dfkt.study.retry import failed_runs, retry_failed
@@ -248,7 +249,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         first.append("nothing" if run is None else told(run))
 
     fakes = {"cluster": lambda *_: contextlib.nullcontext(), "fit_workers": lambda wanted: wanted, "run_queue": take}
-    fakes |= {"check_study": lambda *_: (ABOUT, TAPS), "keep_teacher": lambda *_: None}
+    fakes |= {"check_study": lambda *_: Checked(ABOUT, TAPS, {}), "keep_teacher": lambda *_: None}
     for name, fake in fakes.items():
         monkeypatch.setattr(f"dfkt.study.study.{name}", fake)
     return first

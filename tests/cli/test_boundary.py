@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,7 @@ def test_a_wrong_switch_is_one_short_line(wrong: list[str], capsys: pytest.Captu
 def test_sigterm_is_treated_like_ctrl_c_with_a_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     def action() -> int:
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)  # another thread may be told of it first
         raise AssertionError("it went on")
 
     assert guarded(action, []) == 143

@@ -32,10 +32,10 @@ from dfkt.networks.build import build_network
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore
 from dfkt.study.config import ArmConfig, StudyConfig
+from dfkt.study.opened import OpenStudy
 from dfkt.study.opening import check_study, open_store
-from dfkt.study.queue import OpenStudy
 from dfkt.study.teaching import keep_teacher
-from dfkt.training import run
+from dfkt.training import cached
 from dfkt.training.config import RunConfig
 from dfkt.training.run import check_run, run_job
 from dfkt.training.students import load_student
@@ -194,7 +194,8 @@ def searched(tmp_path: Path) -> Iterator[dict[str, Any]]:
     config = tiny("searched", ArmConfig(name="kd", method=Kd(), trials=1), data=data, train=train)
     method = Kd(weight=0.5)
     storage = Storage(tmp_path / "searched")
-    about, taps = check_study(config, storage, placement, print)
+    known = check_study(config, storage, placement, print)
+    about, taps = known.about, known.taps
     for threads in (1, 2):
         noted = to_dict(replace(placement, threads=threads))
         store = open_store(config, storage, about, taps, placement=noted)
@@ -202,7 +203,7 @@ def searched(tmp_path: Path) -> Iterator[dict[str, Any]]:
     keep_teacher(study, print)
     (tmp_path / "teachers").rename(tmp_path / "gone")  # what is trained again learns from the study's own teacher
     records: list[dict[str, Any]] = []
-    job = study.job(config.run(config.arms[0], method), "runs", "kd-00000", test=False)
+    job = study.job("trial", config.run(config.arms[0], method), "runs", "kd-00000")
     started = datetime.now(UTC)
     run_job(job, lambda payload: records.extend(payload["records"]))
     row = {"number": 0, "state": "COMPLETE", "started": started, "last_val_accuracy": records[-1]["val_accuracy"]}
@@ -217,9 +218,9 @@ def test_a_trial_is_trained_again_to_the_last_bit_and_tested_when_asked(
     searched: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened: list[Any] = []
-    load_test = run.load_test
-    monkeypatch.setattr(run, "load_test", lambda *given: opened.append(given) or load_test(*given))
-    monkeypatch.setattr(run, "_CACHE", run._Cache())
+    load_test = cached.load_test
+    monkeypatch.setattr(cached, "load_test", lambda *given: opened.append(given) or load_test(*given))
+    monkeypatch.setattr(cached, "_CACHE", cached._Cache())
     argv = ["distill", "--trial", "searched:0", "--out", "again"]
     assert main(argv) == 0
     result = json.loads((tmp_path / "again" / "result.json").read_text())

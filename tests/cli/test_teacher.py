@@ -33,7 +33,7 @@ def _work_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the command asks for, with nothing trained."""
     seen: list[Any] = []
-    monkeypatch.setattr("dfkt.training.run.images_for", lambda config, placement: config)
+    monkeypatch.setattr("dfkt.training.cached.images_for", lambda config, placement: config)
     monkeypatch.setattr("dfkt.training.teacher.find_teacher", lambda *given: seen.append(given))
     return seen
 

@@ -24,8 +24,9 @@ from dfkt.store.files import Storage
 from dfkt.store.study_store import Study, StudyStore, read_study
 from dfkt.study.config import ArmConfig, StudyConfig
 from dfkt.study.driver import Run
+from dfkt.study.opened import OpenStudy
 from dfkt.study.opening import check_store, open_store
-from dfkt.study.queue import OpenStudy, Queue
+from dfkt.study.queue import Queue
 from dfkt.study.recorder import QueueSearcher, Recorder
 from dfkt.study.stopping import Stopping
 

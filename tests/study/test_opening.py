@@ -108,8 +108,7 @@ def test_what_cannot_be_done_is_one_line_and_nothing_is_trained(
 def test_a_method_that_fits_is_not_refused_though_it_is_short(tmp_path: Path) -> None:
     for space, epochs in ((Space({"rounds": (1,)}), 1), (Space({}), 3)):
         config = tiny("s", searching(Dfkt(), space=space), train=replace(SHORT, epochs=epochs))
-        _, taps = check_study(config, Storage(tmp_path), Placement(), print)
-        assert taps.count == 4
+        assert check_study(config, Storage(tmp_path), Placement(), print).taps.count == 4
 
 
 @pytest.mark.parametrize(("kind", "fits"), [(Kd, True), (Scratch, True), (Dfkt, False)])
@@ -119,7 +118,7 @@ def test_taps_that_do_not_match_are_no_problem_where_no_arm_reads_any(
     teacher = TeacherConfig(network=NetworkConfig(name="resnet8", taps=("stem", "layer1.0")))
     config = tiny("s", searching(kind()), teacher=teacher, train=TrainConfig(epochs=9, batch_size=64))
     if fits:
-        assert check_study(config, Storage(tmp_path), Placement(), print)[1].count == 0
+        assert check_study(config, Storage(tmp_path), Placement(), print).taps.count == 0
     else:
         with pytest.raises(DfktError, match="cannot be matched"):
             check_study(config, Storage(tmp_path), Placement(), print)
@@ -136,7 +135,7 @@ def test_flow_pairs_that_are_left_out_are_said_once(
 ) -> None:
     lines: list[str] = []
     config = tiny("s", *arms, student=NetworkConfig(name=depth, width=0.25), train=TrainConfig(epochs=9, batch_size=64))
-    _, taps = check_study(config, Storage(tmp_path), Placement(), lines.append)
+    taps = check_study(config, Storage(tmp_path), Placement(), lines.append).taps
     assert taps.matched == ((0, 1, 1, 2, 2, 3, 3) if depth == "resnet14" else (0, 1, 2, 3))
     notes = [line for line in lines if line.startswith("note: ")]
     assert [said in line for line in notes] == [True] if said else notes == []
@@ -144,7 +143,7 @@ def test_flow_pairs_that_are_left_out_are_said_once(
 
 def test_a_study_without_taught_arms_looks_at_no_teacher(tmp_path: Path) -> None:
     config = tiny("s", arm("scratch"), teacher=TeacherConfig(network=NetworkConfig(name="nonsense")))
-    about, _ = check_study(config, Storage(tmp_path), Placement(), print)
+    about = check_study(config, Storage(tmp_path), Placement(), print).about
     assert (about["train"], about["val"], about["classes"]) == (270, 30, 10)
     assert list(tmp_path.iterdir()) == []
 

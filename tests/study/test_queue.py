@@ -15,8 +15,9 @@ from dfkt.methods.kd import Kd
 from dfkt.methods.registry import METHODS
 from dfkt.study.config import ABLATIONS, ArmConfig, StudyConfig, ablations
 from dfkt.study.driver import Run
+from dfkt.study.opened import OpenStudy
 from dfkt.study.opening import check_store, open_store
-from dfkt.study.queue import OpenStudy, Queue
+from dfkt.study.queue import Queue
 
 TABLES = ("trials", "epochs", "confirmations", "finals", "final_epochs")
 SEARCHED = arm("dfkt", 2)

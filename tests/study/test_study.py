@@ -50,7 +50,7 @@ def _drivers_can_be_imported() -> Iterator[None]:
 def run(home: Path, address: str, *configs: StudyConfig, workers: Workers = ONE) -> Said:
     """Run studies, training included."""
     lines: list[str] = []
-    placement = Placement(teacher_root=str(home / "teachers"))
+    placement = Placement(teacher_root=str(home / "teachers"), target_root=str(home / "targets"))
     given: dict[str, Any] = {"placement": placement, "workers": workers, "address": address, "log": lines.append}
     return run_studies(configs, str(home), **given), lines
 
@@ -250,8 +250,20 @@ def test_moved_and_run_again_it_does_nothing_new(real: Said, home: Path, address
     (outcome, lines) = run(tmp_path, address, replace(TWO_ARMS, max_failures=0))
     assert (outcome.interrupted, outcome.failures) == (False, 0)
     assert same(read_study(tmp_path / "real"), read_study(home / "real"))
-    assert lines == [line for line in lines if line.startswith(("digits: ", "teacher "))]
+    assert lines == [line for line in lines if line.startswith(("digits: ", "teacher ", "the teacher's FSP matrices"))]
     assert not (tmp_path / "teachers").exists()
+
+
+def test_later_trials_read_what_the_teacher_said_to_the_first_and_nothing_of_it_stays(home: Path, address: str) -> None:
+    config = tiny(
+        "kept", ArmConfig(name="kd", method=Kd(), trials=3), train=replace(TWO_ARMS.train, epochs=2), confirm=0
+    )
+    outcome, _ = run(home, address, config, workers=Workers(cpus=CPUS, gpus=0))  # one at a time
+    study = read_study(home / "kept")
+    assert not outcome.failures
+    assert list(study.trials.kept_share) == [0, 1, 1]
+    assert list(study.finals.kept_share) == [0]
+    assert not list((home / "targets").iterdir())
 
 
 def test_a_run_may_span_several_workers(real: Said, home: Path, address: str) -> None:

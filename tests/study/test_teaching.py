@@ -14,10 +14,10 @@ from dfkt.config import Placement
 from dfkt.errors import CheckpointError, StudyError
 from dfkt.store.files import Storage
 from dfkt.study.config import StudyConfig
+from dfkt.study.opened import OpenStudy
 from dfkt.study.opening import about_data, check_store, open_store
-from dfkt.study.queue import OpenStudy
 from dfkt.study.teaching import keep_teacher
-from dfkt.training.run import images_for
+from dfkt.training.cached import images_for
 from dfkt.training.state import hash_weights
 
 KEYS = {"key", "network", "width", "val_accuracy", "test_accuracy"}

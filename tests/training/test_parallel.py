@@ -125,6 +125,13 @@ def test_a_resumed_run_of_several_workers_equals_an_uninterrupted_one_though_eac
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
+def test_workers_read_what_the_teacher_said_to_their_shares_to_the_last_bit(workers):
+    assert workers[2, 0]["kept"]
+    assert workers[2, 1]["kept"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_workers_with_another_number_of_batches_do_not_wait_for_each_other_in_evaluation(workers):
     assert workers[2, 0]["evaluated apart"] == workers[2, 1]["evaluated apart"]
 

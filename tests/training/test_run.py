@@ -19,7 +19,9 @@ from dfkt.methods.dfkt import Dfkt
 from dfkt.methods.kd import Kd
 from dfkt.methods.scratch import Scratch
 from dfkt.store.files import Storage
-from dfkt.training import run as module
+from dfkt.training import cached as module
+from dfkt.training.cached import images_for, teacher_for
+from dfkt.training.cached import test_images_for as split_for_test
 from dfkt.training.evaluate import evaluate
 from dfkt.training.parallel import Group
 from dfkt.training.run import (
@@ -27,12 +29,7 @@ from dfkt.training.run import (
     Payload,
     build_student,
     check_run,
-    images_for,
     run_job,
-    teacher_for,
-)
-from dfkt.training.run import (
-    test_images_for as split_for_test,
 )
 from dfkt.training.state import load_state, save_state
 from dfkt.training.teacher import find_teacher

@@ -19,9 +19,9 @@ from dfkt.data.image_set import ImageSet, Split
 from dfkt.errors import CheckpointError, ConfigError
 from dfkt.store.files import Storage
 from dfkt.training import teacher as module
+from dfkt.training.cached import teacher_for
 from dfkt.training.evaluate import evaluate
 from dfkt.training.optim import network_dtype
-from dfkt.training.run import teacher_for
 from dfkt.training.state import hash_weights, load_state, read_weights, save_state
 from dfkt.training.teacher import (
     Teacher,
