@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dfkt.config import NetworkConfig, OptimizerConfig, TrainConfig
+from dfkt.config import NetworkConfig, OptimizerConfig, Precision, TrainConfig
 from dfkt.data.image_set import ImageSet, Split
 from dfkt.methods.base import Stage, Term
 from dfkt.methods.dfkt import Dfkt, StageOrder
@@ -18,6 +18,7 @@ from dfkt.networks.resnet import ResNet
 from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
 from dfkt.networks.taps import StudentTaps
 from dfkt.training.loop import Training
+from dfkt.training.targets import Keeping
 
 BATCH, SIZE, CLASSES, PADDING = 128, 32, 10, 4
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
@@ -87,6 +88,8 @@ def flow_training(
     teacher: str = "resnet26",
     term: Callable[[Stage], Term] | None = None,
     kind: type[Training] = Training,
+    precision: Precision = "float32",
+    keeping: Keeping | None = None,
 ) -> Training:
     """Return a run with one flow stage; ``term`` replaces its loss."""
     network = tapped(student)
@@ -94,8 +97,8 @@ def flow_training(
     if term is not None:
         stage = replace(stage, terms=(term(stage),))
     optimizer = OptimizerConfig(schedule="constant", momentum=MOMENTUM, weight_decay=DECAY)
-    config = TrainConfig(batch_size=BATCH, precision="float32", optimizer=optimizer)
-    return kind((stage,), network, frozen(teacher), data, config)
+    config = TrainConfig(batch_size=BATCH, precision=precision, optimizer=optimizer)
+    return kind((stage,), network, frozen(teacher), data, config, keeping=keeping)
 
 
 def in_turns(cases: Mapping[str, Repeats], steps: int, repeats: int) -> dict[str, list[float]]:

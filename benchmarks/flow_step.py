@@ -11,6 +11,9 @@ torchdistill     torchdistill's DistillationBox with its FSPLoss, same DataLoade
 ceiling          networks alone on one batch: whole teacher forwards, whole student forwards and backwards
 ceiling-folded   the same with the folded teacher and the student cut behind its last tap
 dense            ours with every flow pair
+kept             ours, where an earlier run has kept the teacher's FSP matrices of every flow pair
+kept-dense       the same with every flow pair
+kept-bfloat16    kept with networks in bfloat16, kept by a teacher in bfloat16; plain-bfloat16 computes the teacher
 cut              ours with the pair of the first group only, both networks cut behind it
 
 The rivals' losses differ from ours in pooling, reduction and normalisation; only the time is compared. Ratios are
@@ -21,8 +24,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -44,18 +49,21 @@ from _rivals import BroadcastTerm, broadcast_plain, torchdistill
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dfkt.config import Precision
 from dfkt.data.image_set import ImageSet
 from dfkt.methods.base import Stage
 from dfkt.training.loop import Training
+from dfkt.training.targets import Keeping
 
 
-def repeats_of(training: Training) -> Repeats:
+def repeats_of(training: Training, *, kept: bool = False) -> Repeats:
     """Run a training; a repeat is an epoch."""
     records = training.run()
     while True:
         start = time.perf_counter()
-        next(records)
+        record = next(records)
         yield time.perf_counter() - start
+        assert record["kept_share"] == kept
 
 
 def ceiling(steps: int, *, folded: bool) -> Repeats:
@@ -125,11 +133,18 @@ def print_memory(name: str) -> None:
     print(f"largest tensor of a dense step, {name}: {told}, ratio {size / activation:.2f}, target <= 1")
 
 
-def make_cases(data: ImageSet, steps: int) -> dict[str, Callable[[], Repeats]]:
-    """Return all cases, unbuilt."""
+def make_cases(data: ImageSet, steps: int, repeats: int, folder: str) -> dict[str, Callable[[], Repeats]]:
+    """Return all cases, unbuilt; what is kept lies in a folder."""
 
     def broadcast(stage: Stage) -> BroadcastTerm:
         return BroadcastTerm(taps=stage.taps)
+
+    def kept(pattern: str, precision: Precision = "float32") -> Repeats:
+        keeping = Keeping(tempfile.mkdtemp(dir=folder), "benchmark", None, tuple(combinations(range(4), 2)))
+        first = flow_training(data, pattern, precision=precision, keeping=keeping).run()
+        for _ in range(repeats + 1):
+            next(first)
+        return repeats_of(flow_training(data, pattern, precision=precision, keeping=keeping), kept=True)
 
     return {
         "ours": lambda: repeats_of(flow_training(data, "group-ends")),
@@ -140,26 +155,46 @@ def make_cases(data: ImageSet, steps: int) -> dict[str, Callable[[], Repeats]]:
         "ceiling-folded": lambda: ceiling(steps, folded=True),
         "dense": lambda: repeats_of(flow_training(data, "dense")),
         "cut": lambda: repeats_of(flow_training(data, "dense", "local")),
+        "kept": lambda: kept("group-ends"),
+        "kept-dense": lambda: kept("dense"),
+        "plain-bfloat16": lambda: repeats_of(flow_training(data, "group-ends", precision="bfloat16")),
+        "kept-bfloat16": lambda: kept("group-ends", "bfloat16"),
     }
 
 
-TARGETS = {
-    "broadcast": ">= 4", "broadcast-plain": ">= 4", "torchdistill": ">= 1.5", "ceiling": ">= 0.8",
-    "ceiling-folded": ">= 0.8", "dense": "<= 1.2", "cut": "<= 0.5",
+RIVALS = {  # names of rivals: the goals of ours, of kept, and of kept-bfloat16 over them
+    "broadcast": (">= 4", "", ""), "broadcast-plain": (">= 4", ">= 7", ">= 9"), "torchdistill": (">= 1.9", ">= 3.3", ">= 4.5"),
+    "ceiling": (">= 0.8", "", ""), "ceiling-folded": (">= 0.8", "", ""),
 }  # fmt: skip
+OWN = {"dense": ("ours", "<= 1.2"), "cut": ("ours", "<= 0.5"), "kept": ("ours", ""), "kept-dense": ("kept", "<= 1.1"),
+       "plain-bfloat16": ("ours", ""), "kept-bfloat16": ("kept", "")}  # fmt: skip
 
 
 def to_rows(times: Mapping[str, list[float]]) -> list[Row]:
     """Hold every case against ours: speeds where ours should be high, times of our own other stages."""
     rows = []
     for name, seconds in times.items():
-        ratio = ""
-        if "ours" in times and name != "ours":
-            slower = statistics.median(a / b for a, b in zip(seconds, times["ours"], strict=True))
-            own = name in ("dense", "cut")
-            ratio = f"{slower:.2f} x the time of ours" if own else f"ours is {slower:.2f} x as fast"
-        rows.append(Row(name, statistics.median(seconds), ratio, TARGETS.get(name, "") if ratio else ""))
+        ratio = target = ""
+        base, goal = OWN.get(name, ("ours", RIVALS.get(name, ("",))[0]))
+        if name != "ours" and base in times:
+            slower = _ratio(seconds, times[base])
+            ratio = f"{slower:.2f} x the time of {base}" if name in OWN else f"ours is {slower:.2f} x as fast"
+            target = goal
+        rows.append(Row(name, statistics.median(seconds), ratio, target))
     return rows
+
+
+def print_kept(times: Mapping[str, list[float]]) -> None:
+    """Hold kept targets against the rivals."""
+    for k, ours in enumerate(("kept", "kept-bfloat16"), 1):
+        for rival in ("torchdistill", "broadcast-plain"):
+            if ours in times and rival in times:
+                ratio = _ratio(times[rival], times[ours])
+                print(f"{ours} is {ratio:.2f} x as fast as {rival}, goal {RIVALS[rival][k]}")
+
+
+def _ratio(seconds: list[float], others: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(seconds, others, strict=True))
 
 
 def main() -> None:
@@ -170,14 +205,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    every = make_cases(random_images(options.steps * BATCH), options.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        _measure(parser, options, folder)
+
+
+def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace, folder: str) -> None:
+    every = make_cases(random_images(options.steps * BATCH), options.steps, options.repeats, folder)
     chosen = options.only or [*every, "memory"]
     unknown = sorted(set(chosen) - {*every, "memory"})
     if unknown:
         parser.error(f"unknown case {', '.join(unknown)}; known: {', '.join(every)}, memory")
     print(f"{header()}, {options.repeats} repeats of {options.steps} steps")
     cases = {name: make() for name, make in every.items() if name in chosen}
-    print_table(to_rows(in_turns(cases, options.steps, options.repeats)))
+    times = in_turns(cases, options.steps, options.repeats)
+    print_table(to_rows(times))
+    print_kept(times)
     if "memory" in chosen:
         for name in ("resnet8", "resnet26"):
             print_memory(name)

@@ -126,7 +126,8 @@ class TrainConfig:
     clip_norm: float | None = None
     """Clips the gradient's norm in stages that set no limit of their own; ``None`` does not."""
     precision: Precision = "auto"
-    """``auto``: bfloat16 on GPUs that compute it, float32 elsewhere; FSP matrices are float32 then. ``float64`` is for checks."""
+    """``auto``: bfloat16 on GPUs and CPUs that compute it, float32 elsewhere, decided when a study or a single run is created;
+    FSP matrices are float32 then. ``float64`` is for checks."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sync_batch_norm: bool = True
     """Several workers normalise by the whole batch's statistics, as one worker does; without it each by its share's."""

@@ -29,16 +29,16 @@ from dfkt.cli.options import (
 )
 from dfkt.cli.settings import add_settings, with_settings
 from dfkt.cli.trial import Trial, find_trial
-from dfkt.config import Placement, is_finite, to_dict
+from dfkt.config import Placement, Precision, is_finite, to_dict
 from dfkt.data.load import check_test
 from dfkt.errors import CheckpointError, NonFiniteLossError, StudyError
 from dfkt.methods.registry import METHODS, find_method
 from dfkt.store.files import Storage, readable
 from dfkt.store.origin import environment
 from dfkt.training.cached import images_for, test_images_for
-from dfkt.training.config import RunConfig
+from dfkt.training.config import RunConfig, with_precision
 from dfkt.training.evaluate import evaluate
-from dfkt.training.optim import network_dtype
+from dfkt.training.optim import decided, network_dtype
 from dfkt.training.progress import ProgressLine, place
 from dfkt.training.run import STUDENT_FILE, Job, Payload, build_student, check_run, run_job
 from dfkt.training.state import STATE_FILE, load_state, load_weights
@@ -80,6 +80,8 @@ def run(a: argparse.Namespace) -> int:
     trial = None if a.trial is None else find_trial(a.trial)
     config = distill_config(a, trial)
     teacher = None
+    if trial is None:
+        config = _decided(config, Storage(a.out), read_placement(a).device)
     if trial is not None:
         for name in ("threads", "data_root", "teacher_root"):
             if getattr(a, name) is None:
@@ -234,6 +236,17 @@ def _check_free(config: RunConfig, storage: Storage) -> None:
                 "Take another --out, or move the folder away."
             )
         raise StudyError(f"Folder {storage.path} holds another run. Take another --out.")
+
+
+def _decided(config: RunConfig, storage: Storage, device: str) -> RunConfig:
+    """Return a run whose precision is decided: as the run in the folder began, or what fits the device."""
+    storage.check_folder()
+    fitting = decided("auto", device)
+    choices: tuple[Precision, ...] = (fitting, "float32", "bfloat16", "auto")
+    with readable(storage):
+        begun = _key_in(storage.read(ABOUT_FILE) or b"")
+    found = [with_precision(config, one, one) for one in choices]
+    return next((run for run in found if run.key == begun), found[0])
 
 
 def _key_in(about: bytes) -> str | None:

@@ -73,7 +73,9 @@ def add_training(parser: argparse.ArgumentParser, *, student: bool = True) -> No
             "--epochs", "--teacher-epochs", type=number, dest="teacher_epochs", help="of its training (default: 60)"
         )
     group.add_argument("--batch-size", type=whole, help="images per step, over all workers together (default: 128)")
-    group.add_argument("--precision", choices=typing.get_args(Precision), help="of the networks (default: auto)")
+    group.add_argument(
+        "--precision", choices=typing.get_args(Precision), help="of the networks (default: bfloat16 where it is fast)"
+    )
     if student:
         group.add_argument(
             "--epochs",
@@ -104,8 +106,7 @@ def add_workers(parser: argparse.ArgumentParser, *, settings: bool = True) -> No
         "--keep-targets",
         type=size,
         metavar="SIZE",
-        help="how much of what the teacher says each host may keep for later runs, such as 20GB; 0 keeps nothing "
-        "(default: a quarter of what is free)",
+        help="of what the teacher says, for later runs, on each host: 20GB, or 0 (default: a quarter of what is free)",
     )
     group.add_argument(
         "--target-root", help="where that lies, on each host's own disk (default: ~/.cache/dfkt/targets)"

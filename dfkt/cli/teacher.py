@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from dfkt.cli.boundary import say
 from dfkt.cli.options import add_data, add_device, add_networks, add_training, read_placement, with_data, with_teacher
@@ -23,9 +24,12 @@ def run(a: argparse.Namespace) -> int:
     """Train or find."""
     from dfkt.data.load import check_test
     from dfkt.training.cached import images_for
+    from dfkt.training.optim import decided
     from dfkt.training.teacher import find_teacher
 
     config, data, placement = with_teacher(TeacherConfig(), a), with_data(DataConfig(), a), read_placement(a)
+    chosen = decided(config.train.precision, placement.device)
+    config = replace(config, train=replace(config.train, precision=chosen))
     images = images_for(data, placement)
     check_test(data, placement.data_root, images)
     find_teacher(config, images, placement, say)

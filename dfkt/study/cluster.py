@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dfkt.errors import ConfigError, one_line
 from dfkt.study.driver import TRAIN_ENVIRONMENT, Workers
@@ -92,6 +93,17 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Put the handlers of Ctrl-C and SIGUSR1 back at the end: Tune leaves its own, and the next Ctrl-C would be lost."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGUSR1)]
+    try:
+        yield
+    finally:
+        for number, handler in before if threading.current_thread() is threading.main_thread() else ():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def _stderr_on_nothing() -> Iterator[None]:
     """Let this process and those that it starts write their errors to nowhere while the context lasts.
 
@@ -144,6 +156,29 @@ def fit_workers(wanted: Workers) -> Workers:
 def nodes() -> list[dict[str, float]]:
     """Return the resources of every living machine of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def on_other_nodes(call: Callable[..., Any], *given: Any, timeout: float) -> list[Any]:
+    """Call a function on every other machine of the cluster; return what each said, ``None`` of one that did not answer in time.
+
+    Args:
+        call: The function, of a module that each machine has.
+        given: Its arguments.
+        timeout: Seconds.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    task = ray.remote(num_cpus=0, max_retries=0)(call)
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in others]
+    calls = [task.options(scheduling_strategy=place).remote(*given) for place in places]
+    done = ray.wait(calls, num_returns=len(calls), timeout=timeout)[0] if calls else []
+    answers: list[Any] = []
+    for one in calls:
+        try:
+            answers.append(ray.get(one) if one in done else None)
+        except ray.exceptions.RayError:
+            answers.append(None)
+    return answers
 
 
 def count_groups(workers: Workers, machines: Sequence[Mapping[str, float]]) -> int:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dfkt.config import Placement
 from dfkt.errors import StudyError, one_line
@@ -16,6 +12,7 @@ from dfkt.methods.patterns import FlowPair
 from dfkt.networks.taps import StudentTaps, Tap
 from dfkt.store.files import Storage
 from dfkt.store.lock import tidied
+from dfkt.study.cluster import on_other_nodes
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Kind
 from dfkt.training.kept import delete_kept
@@ -94,14 +91,7 @@ def forget(config: StudyConfig, placement: Placement, folder: str) -> None:
     """Delete a study's kept targets on every host of the cluster, as far as the hosts answer."""
     kept = f"{placement.target_root}/{_study_name(config, folder)}"
     _delete(kept)
-    here = ray.get_runtime_context().get_node_id()
-    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    task = ray.remote(num_cpus=0)(_delete)
-    calls = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=False)).remote(kept) for n in others
-    ]
-    with contextlib.suppress(ray.exceptions.RayError):
-        ray.wait(calls, num_returns=len(calls), timeout=SECONDS) if calls else None
+    on_other_nodes(_delete, kept, timeout=SECONDS)
 
 
 def _study_name(config: StudyConfig, folder: str) -> str:

@@ -7,9 +7,10 @@ resumed one and an extended one are the same thing, and so are one study and sev
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -18,12 +19,13 @@ from dfkt.config import Placement, check_rule, to_dict
 from dfkt.errors import is_full, storage_error
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore, hold
-from dfkt.study.cluster import cluster, count_groups, fit_workers, nodes
+from dfkt.study.cluster import cluster, count_groups, fit_workers, nodes, signals_kept
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Driver, Run, Workers, trainable
 from dfkt.study.keeping import forget
 from dfkt.study.opened import OpenStudy
-from dfkt.study.opening import check_study, has_begun, is_over, open_store
+from dfkt.study.opening import Checked, check_study, has_begun, is_over, open_store
+from dfkt.study.precision import decide_precision, stored_precision
 from dfkt.study.queue import Queue
 from dfkt.study.recorder import Ending, QueueSearcher, Recorder
 from dfkt.study.retry import failed_runs, retry_failed
@@ -81,6 +83,7 @@ def run_studies(
     with _storage_watched(results), contextlib.ExitStack() as held:
         for folder in folders:
             held.enter_context(hold(folder))
+        configs = list(map(stored_precision, configs, folders))
         checked = [check_study(c, folder, placement, log) for c, folder in zip(configs, folders, strict=True)]
         wanted = workers = workers or Workers()
         again = retry and any(map(_has_failed, configs, folders))
@@ -90,11 +93,10 @@ def run_studies(
             batch = min(config.train.batch_size for config in configs)
             check_rule(workers.count <= batch, "workers_per_run <= batch_size", workers=workers.count, batch_size=batch)
             placement = workers.place(placement)
+            configs = [decide_precision(*both, workers, log) for both in zip(configs, folders, strict=True)]
         given = {"placement": to_dict(placement), "workers": to_dict(wanted)}
         studies = [
-            OpenStudy(
-                config, open_store(config, folder, known.about, known.taps, **given), placement, known.taps, known.pairs
-            )
+            _opened(config, folder, known, placement, given)
             for config, folder, known in zip(configs, folders, checked, strict=True)
         ]
         for study in studies if again else ():
@@ -125,7 +127,7 @@ def check_studies(configs: Sequence[StudyConfig], results: str, *, placement: Pl
     for config in configs:
         folder = Storage(results).sub(config.name)
         with hold(folder):
-            check_study(config, folder, placement, log)
+            check_study(stored_precision(config, folder), folder, placement, log)
         log(f"{config.name}: {config.describe()}")
 
 
@@ -167,7 +169,8 @@ def run_queue(
             verbose=0,
         ),
     )
-    tuner.fit()
+    with signals_kept():
+        tuner.fit()
     with contextlib.suppress(OSError) if queue.broken else contextlib.nullcontext():
         for study in queue.studies:
             for name in ("ray", "runs") if queue.over else ("ray",):
@@ -193,6 +196,13 @@ def _storage_watched(results: str) -> Iterator[None]:
 
 def _has_failed(config: StudyConfig, folder: Storage) -> bool:
     return has_begun(folder) and bool(failed_runs(StudyStore.open(folder), config))
+
+
+def _opened(
+    config: StudyConfig, folder: Storage, known: Checked, placed: Placement, given: Mapping[str, Any]
+) -> OpenStudy:
+    store = open_store(config, folder, known.about, known.taps, **given)
+    return OpenStudy(config, store, placed, known.taps, known.pairs)
 
 
 def _trial_name(trial: Trial) -> str:

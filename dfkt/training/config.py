@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
-from dfkt.config import DataConfig, NetworkConfig, TeacherConfig, TrainConfig, config_key
+from dfkt.config import DataConfig, NetworkConfig, Precision, TeacherConfig, TrainConfig, config_key
 from dfkt.methods.base import Method
 from dfkt.methods.dfkt import Dfkt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,3 +26,14 @@ class RunConfig:
     def key(self) -> str:
         """12 hexadecimal digits that name the run by content; a method that reads no teacher does not depend on it."""
         return config_key(self if self.method.taught else replace(self, teacher=TeacherConfig()))
+
+
+def with_precision(config: T, ours: Precision, teacher: Precision) -> T:
+    """Return a study or a run with the precision of its networks and of its teacher's training, where that is left to choose."""
+    given: Any = config
+    if given.train.precision == "auto":
+        given = replace(given, train=replace(given.train, precision=ours))
+    if given.teacher.train.precision == "auto":
+        train = replace(given.teacher.train, precision=teacher)
+        given = replace(given, teacher=replace(given.teacher, train=train))
+    return cast(T, given)

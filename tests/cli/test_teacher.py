@@ -7,8 +7,10 @@ import pytest
 from cli.switches import study_of
 
 from dfkt.cli.main import main
-from dfkt.config import DataConfig, TeacherConfig
+from dfkt.config import DataConfig, TeacherConfig, TrainConfig
 from dfkt.study.config import StudyConfig
+from dfkt.training.config import with_precision
+from dfkt.training.optim import decided
 
 SWITCHES = [
     "--data",
@@ -44,12 +46,14 @@ def test_it_is_the_teacher_that_a_study_with_these_switches_asks_for(asked: list
     study = study_of(
         StudyConfig(name="s"), *SWITCHES, "--teacher-epochs", "3", "--teacher-width", "0.5", "--epochs", "9"
     )
-    assert (teacher, data) == (study.teacher, study.data)
+    chosen = decided("auto", "cpu")
+    assert (teacher, data) == (with_precision(study, chosen, chosen).teacher, study.data)
 
 
 def test_without_switches_it_is_the_default_one(asked: list[Any]) -> None:
     assert main(["teacher"]) == 0
-    assert asked[0][:2] == (TeacherConfig(), DataConfig())
+    train = TrainConfig(precision=decided("auto", "cpu"))
+    assert asked[0][:2] == (TeacherConfig(train=train), DataConfig())
 
 
 def test_it_takes_as_many_threads_as_it_is_given_and_one_as_a_study_does(asked: list[Any]) -> None:

@@ -31,6 +31,7 @@ from dfkt.study.failures import DIED
 from dfkt.study.queue import Queue
 from dfkt.study.recorder import ALIKE
 from dfkt.study.study import Outcome, run_queue, run_studies
+from dfkt.training.optim import decided
 
 pytestmark = RAY_MARKS
 TABLES = ("trials", "epochs", "finals", "final_epochs")
@@ -75,9 +76,11 @@ def test_a_queue_of_studies_runs_to_its_end_several_at_a_time(tmp_path: Path, ad
     methods = [ArmConfig(name=name, method=kind()) for name, kind in METHODS.items()]
     configs = [toy("one", *arms, early_stopping=True), toy("two", *methods, seeds=1)]
     lines: list[str] = []
+    interrupt = signal.getsignal(signal.SIGINT)
     queue = play(tmp_path, address, *configs, log=lines.append)
 
     assert (queue.over, queue.failures) == (True, 0)
+    assert signal.getsignal(signal.SIGINT) is interrupt
     assert f"24 runs to do, {CPUS} at a time" in lines
     one, two = (read_study(tmp_path / name) for name in ("one", "two"))
     assert list(one.trials.number) == [0, 1, 2, 3, 0, 1, 2]
@@ -213,6 +216,9 @@ def real(home: Path, address: str) -> Said:
 def test_a_study_trains_searches_and_tests(real: Said, home: Path) -> None:
     study, (outcome, lines) = read_study(home / "real"), real
     assert outcome == Outcome((str(home / "real"),), False, 0)
+    chosen = decided("auto", "cpu")
+    assert study.meta["config"]["train"]["precision"] == study.meta["config"]["teacher"]["train"]["precision"] == chosen
+    assert sum(line.startswith("networks in bfloat16") for line in lines) == (chosen == "bfloat16")
     assert list(study.trials.state) == ["COMPLETE", "COMPLETE"]
     assert study.trials.last_val_accuracy.between(0, 1).all()
     assert study.trials.param_pattern.notna().all()
