@@ -175,9 +175,9 @@ class _Grid:
     def joined(self, matrices: Matrices) -> Tensor:
         """Lay pairs' matrices out as the blocks of one; there are zeros where there is no pair."""
         if len(self.pairs) == 1:
-            return matrices[self.pairs[0]]
-        some = matrices[self.pairs[0]]
-        whole = some.new_zeros(len(some), self.rows.shape[1], self.columns.shape[1])
+            return matrices[self.pairs[0]].to(self.rows.dtype)
+        count = len(matrices[self.pairs[0]])
+        whole = self.rows.new_zeros(count, self.rows.shape[1], self.columns.shape[1])
         for (i, j), (top, left) in zip(self.pairs, self.corners, strict=True):
             block = matrices[i, j]
             whole[:, top : top + block.shape[1], left : left + block.shape[2]] = block

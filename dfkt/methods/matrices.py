@@ -49,6 +49,8 @@ def fsp_matrix(lower: Tensor, upper: Tensor) -> Tensor:
 def fsp_matrices(taps: Taps, pairs: Iterable[FlowPair]) -> dict[FlowPair, Tensor]:
     """Return the FSP matrices of some flow pairs, ``[B, M, N]`` each, as a flow loss computes the teacher's: without gradient.
 
+    They are float32, float64 of float64 activations, and rounded to 16 bits of activations in 16 bits.
+
     Args:
         taps: Activations by tap, ``[B, C, H, W]`` each.
         pairs: (lower tap, upper tap) of each.
@@ -70,14 +72,16 @@ class TeacherMatrices:
     def __call__(self, pair: FlowPair, rows: slice = slice(None)) -> Tensor:
         """Return a pair's matrices of some images, ``[B, M, N]``.
 
-        Each pair has a product of its own, so its last bits do not depend on which others are asked for.
+        Each pair has a product of its own, so its last bits do not depend on which others are asked for. Of activations in
+        16 bits they are rounded to 16 bits too: half as much to keep.
         """
         i, j = pair
         upper, lower = self.taps[j], self.pooled[i]
         size = upper.shape[2:]
         if lower.shape[2:] != size:
             self.pooled[i] = lower = pool(lower if divides(size, lower) else self.taps[i], *size)
-        return products([rows_of(lower, rows)], [rows_of(upper, rows)])
+        found = products([rows_of(lower, rows)], [rows_of(upper, rows)])
+        return found.to(upper.dtype) if upper.dtype.itemsize < 4 else found
 
 
 def products(lowers: list[Tensor], uppers: list[Tensor]) -> Tensor:

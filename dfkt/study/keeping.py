@@ -84,7 +84,7 @@ def describe(config: StudyConfig, taps: StudentTaps, teacher: tuple[Tap, ...], p
     what = f"the teacher's FSP matrices of {len(asked)} flow pairs are {numbers:,} numbers an image"
     if numbers > MOST_NUMBERS:
         return f"{what}, more than the {MOST_NUMBERS:,} that are worth keeping: they are computed at every step"
-    return f"{what}, {numbers * 4 * images / 1e9:.2g} GB an epoch: kept for later runs while they fit (--keep-targets)"
+    return f"{what}, {numbers * 4 * images / 1e9:.2g} GB an epoch or less: kept for later runs while they fit (--keep-targets)"
 
 
 def forget(config: StudyConfig, placement: Placement, folder: str) -> None:

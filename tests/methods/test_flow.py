@@ -304,9 +304,10 @@ def test_no_intermediate_of_the_densest_loss_outgrows_the_largest_activation(blo
 
 
 @every_norm
-@pytest.mark.parametrize("pattern", ["dense", "to-top", "sliding-2"])
-def test_given_matrices_of_more_pairs_make_the_same_loss_and_gradients_to_the_last_bit(norm, pattern):
-    teacher, pairs = random_taps(0, dtype=torch.float32), flow_pairs(pattern, 4)
+@pytest.mark.parametrize("pattern", ["dense", "to-top", "sliding-2", "adjacent"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_given_matrices_of_more_pairs_make_the_same_loss_and_gradients_to_the_last_bit(norm, pattern, kind):
+    teacher, pairs = random_taps(0, dtype=kind), flow_pairs(pattern, 4)
     loss = FlowLoss(pairs, [1.0 + k for k in range(len(pairs))], norm)
     given = fsp_matrices(teacher, flow_pairs("dense", 4))
     found = []
@@ -317,6 +318,16 @@ def test_given_matrices_of_more_pairs_make_the_same_loss_and_gradients_to_the_la
         found.append([value, *(tap.grad for tap in student.values() if tap.grad is not None)])
 
     assert all(torch.equal(*both) for both in zip(*found, strict=True))
+
+
+def test_matrices_are_kept_in_16_bits_where_activations_are():
+    taps = random_taps(0, dtype=torch.bfloat16)
+
+    rounded = fsp_matrices(taps, [(0, 1)])[0, 1]
+
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded, fsp_matrix(taps[0], taps[1]).bfloat16(), rtol=0, atol=0)
+    assert fsp_matrices(random_taps(0, dtype=torch.float32), [(0, 1)])[0, 1].dtype == torch.float32
 
 
 def test_given_matrices_may_be_cut_with_the_batch():
