@@ -32,7 +32,12 @@ def stored_precision(config: StudyConfig, storage: Storage) -> StudyConfig:
 
 def decide_precision(config: StudyConfig, storage: Storage, workers: Workers, log: Log) -> StudyConfig:
     """Return a study that begins, with ``auto`` decided: bfloat16 where all hosts compute it, else float32."""
-    if has_begun(storage) or "auto" not in (config.train.precision, config.teacher.train.precision):
+    wanted = (config.train.precision, config.teacher.train.precision)
+    if has_begun(storage) or "auto" not in wanted:
+        if "bfloat16" in wanted and not all(_answers(workers)):
+            log(
+                "note: networks are in bfloat16, which not all machines here compute: expect them to be many times slower"
+            )
         return config
     chosen: Precision = "bfloat16" if all(_answers(workers)) else "float32"
     if chosen == "bfloat16":

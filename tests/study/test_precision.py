@@ -73,8 +73,10 @@ def test_a_study_keeps_the_precision_that_it_began_with_on_whatever_machine(
     asked = replace(config, train=TrainConfig(), teacher=TeacherConfig())
     for answer in (True, False):
         hosts[:] = [answer]
-        found = decide_precision(stored_precision(asked, study.store.storage), study.store.storage, CPUS, pytest.fail)
+        lines: list[str] = []
+        found = decide_precision(stored_precision(asked, study.store.storage), study.store.storage, CPUS, lines.append)
         assert both(found) == (began, began)
+        assert [line.startswith("note: ") for line in lines] == [True] * (began == "bfloat16" and not answer)
 
 
 def test_a_processors_flags_say_what_it_computes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
