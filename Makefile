@@ -1,11 +1,11 @@
 # make study   installs and runs the study on scikit-learn's digits     make test   installs and tests
 # make check   linters, layers, type checker                            make bench  every benchmark at its smallest size
-# make clean   removes the environment and results/
+# make gpu     tests and times a GPU; installs nothing     make clean  removes the environment and results/
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install study test check bench clean
+.PHONY: install study test check bench gpu clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,17 @@ bench: install
 	$(BIN)/python benchmarks/store.py --trials 64
 	$(BIN)/python benchmarks/overhead.py --trials 6
 	$(BIN)/python benchmarks/weights.py --trials 4 --searches 1 --teacher-epochs 2
+
+# As the machine stands: the environment if there is one, plugins of pytest or not. GPU_FLAGS=--quick is shorter.
+GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_TESTS = -m gpu tests/gpu -o "addopts=--import-mode=importlib -ra" -o filterwarnings=default -o timeout=300
+GPU_FLAGS ?=
+
+gpu:
+	@PYTHONPATH=. $(GPU_PYTHON) tests/gpu/ready.py; ready=$$?; \
+	if [ $$ready = 3 ]; then exit 0; fi; [ $$ready = 0 ] || exit $$ready; \
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest $(GPU_TESTS); tested=$$?; \
+	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py $(GPU_FLAGS) && exit $$tested
 
 clean:
 	rm -rf $(VENV) results

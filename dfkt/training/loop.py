@@ -198,7 +198,7 @@ class Training:
             if (number + 1) % CHECK_STEPS == 0 or number + 1 == count:
                 self._check_finite(losses[: number + 1], stage, epoch, self.step - number - 1)
         accuracy = correct[None] / seen * (seen * group.world / (count * self.batch_size))
-        means = [float(value) for value in group.mean(torch.cat([losses.mean(0), accuracy]))]
+        means = group.mean(torch.cat([losses.mean(0), accuracy])).tolist()
         record: Record = {f"{term.name}_loss": value for term, value in zip(stage.terms, means, strict=False)}
         record |= {"lr": rate, "loss": means[-2], "kept_share": self.targets.served / count}
         return record | ({"train_accuracy": means[-1]} if stage.needs("student_logits") else {})
