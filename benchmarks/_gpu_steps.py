@@ -176,7 +176,7 @@ class CapturedStep:
     """
 
     def __init__(self, setting: Setting) -> None:
-        step = Step(setting)
+        self.step = step = Step(setting)  # kept: the graph writes into the optimizer's momentum
         images, labels = next(setting.batches())
         self.images, self.labels = images.clone(), labels.clone()
         beside = torch.cuda.Stream()

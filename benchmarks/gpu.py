@@ -7,8 +7,8 @@ soft targets.
 
 loop       our loop, as a run takes its steps
 step       the same mathematics as one function, eagerly: what the loop adds is the difference
-graph      that function captured as a CUDA graph
-compiled   that function with the student compiled; last, as far as the minutes allow
+compiled   that function with the student compiled, as far as the minutes allow
+graph      that function captured as a CUDA graph; last
 
 A step's floating-point operations over the rate of a large product, and the bytes that its operations read and write over
 the rate of a large copy, are two times; the shares of them in the time that was measured are in the last columns. What
@@ -226,28 +226,32 @@ def parsed() -> argparse.Namespace:
     return options
 
 
-def measure(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """Print all tables; return the figures."""
+def measure(options: argparse.Namespace, device: torch.device) -> Iterator[list[dict[str, Any]]]:
+    """Print all tables one after the other; yield the figures of each, so that none is lost by what comes later."""
     began, on_card = time.monotonic(), device.type == "cuda"
     rates, copied = measure_limits(device, *((8192, 2048) if on_card else (256, 8)))
     told = ", ".join(f"{number} {rate / 1e12:.2f}" for number, rate in rates.items())
     print(f"TFLOP/s of a large product: {told}; a large copy reads and writes {copied / 1e9:.0f} GB/s")
+    yield [{"flops_per_second": rates, "bytes_per_second": copied}]
     work = {(s, n): work_of(Setting.make(s, n, device, 1)) for s in STAGES for n in NUMBERS}
-    ways = ("loop", "step", "graph") if on_card else ("loop", "step")
-    cases: list[Case] = [(s, n, w) for s in STAGES for n in NUMBERS for w in ways]
+    cases: list[Case] = [(s, n, w) for s in STAGES for n in NUMBERS for w in ("loop", "step")]
     times = time_cases(cases, device, options.steps, options.repeats)
     print_entries(entries := to_entries(times, work, rates, copied))
+    yield entries
     stage, number = SHARED
     for count, speed in time_processes(device, options.processes, options.steps, options.seconds if on_card else 0.1):
         together = speed * BATCH
         print(
             f"{count} runs at once ({stage}, {number}): {together:.0f} images/s together, {together / count:.0f} each"
         )
-        entries.append({"stage": stage, "number": number, "processes": count, "images_per_second": together})
-    compiled = time_compiled(device, options.steps, options.repeats, began + 60 * options.minutes)
-    more = [e for e in to_entries(times | compiled, work, rates, copied) if e["way"] == "compiled"]
-    print_entries(more)
-    return [{"flops_per_second": rates, "bytes_per_second": copied}, *entries, *more]
+        yield [{"stage": stage, "number": number, "processes": count, "images_per_second": together}]
+    captured = [(s, n, "graph") for s in STAGES for n in NUMBERS] if on_card else []
+    for way, found in (
+        ("compiled", time_compiled(device, options.steps, options.repeats, began + 60 * options.minutes)),
+        ("graph", time_cases(captured, device, options.steps, options.repeats)),
+    ):
+        print_entries(entries := [e for e in to_entries(times | found, work, rates, copied) if e["way"] == way])
+        yield entries
 
 
 def main() -> None:
@@ -258,7 +262,7 @@ def main() -> None:
         print(f"{NO_CARD} (--device cpu --steps 1 tries the code).")
         return
     if on_card:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(torch.device(device).index or 0)
     else:
         torch.set_num_threads(1)
     if options.serve:
@@ -267,9 +271,10 @@ def main() -> None:
     card = torch.cuda.get_device_name(device) if on_card else f"cpu {processor()}"
     how = f"batch {BATCH}, medians of {options.repeats} x {options.steps} steps"
     print(f"{card}, torch {torch.__version__}, CUDA {torch.version.cuda}, {how}")
-    entries = measure(options, device)
-    folder = options.out or (RESULTS if on_card else None)
-    told = "not kept" if folder is None else f"in {append(folder, card, entries)}"
+    folder, told = options.out or (RESULTS if on_card else None), "not kept"
+    for entries in measure(options, device):
+        if folder is not None:
+            told = f"in {append(folder, card, entries)}"
     print(f"{time.monotonic() - began:.0f} s; figures are {told}")
 
 

@@ -7,8 +7,8 @@ trials at a time, none stopped early. Every case is a process of its own with th
 sampler draws, so that all cases train the same trials, which is checked. What counts are the seconds from the start of the
 first trial to the end of the last; a teacher of one epoch is trained before. Ratios are medians of those within one turn.
 
-The earlier commit is measured in the first precision only. `kept` is the share of the trials' steps that had the teacher's answers ready; `teacher passes` the epochs, over all trials,
-in which it ran (an earlier commit: whenever a stage read it).
+The earlier commit is measured in the first precision only. `kept` is the share of the trials' steps that had the teacher's
+answers ready; `teacher passes` the epochs, over all trials, in which it ran (an earlier commit: whenever a stage read it).
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def work(file: str, name: str, device: str, rank: int = 0, world: int = 1, meeti
     if device == "cpu":
         torch.set_num_threads(1)
     else:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(torch.device(device).index or 0)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if world > 1:
         backend = "gloo" if device == "cpu" else "nccl"
