@@ -5,7 +5,6 @@ Knows no ray and writes no files: a :class:`Training` yields one record per epoc
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,7 +84,7 @@ class Training:
         self._resumed_optimizer: dict[str, Any] | None = None
         self.average: WeightAverage | None = None
         self._rungs: dict[int, float] = {}
-        self._on_rung: Callable[[Record], None] = lambda record: None
+        self._on_rung: Callable[[Record], None] | None = None
         self._since = self._away = 0.0
 
     def run(self, rungs: Sequence[float] = (), on_rung: Callable[[Record], None] | None = None) -> Iterator[Record]:
@@ -100,12 +99,15 @@ class Training:
             NonFiniteLossError: If a loss, that of ``val`` too, became nan or inf; stage, epoch and step are named.
         """
         start = 0
-        self._rungs, self._on_rung = rung_steps(rungs, self.ends), on_rung or self._on_rung
-        with contextlib.closing(self.targets):
+        self._rungs, self._on_rung = rung_steps(rungs, self.ends), on_rung
+        try:
             for stage, end in zip(self.schedule, self.ends, strict=True):
                 if self.step < end:
                     yield from self._run_stage(stage, start, end)
                 start = end
+        finally:
+            self.targets.close()
+            self._on_rung = None  # who is called may hold this run, which would then outlive itself in its process
 
     def state(self) -> dict[str, Any]:
         """Return all that :meth:`load` needs to go on from here, bit for bit."""
@@ -164,7 +166,8 @@ class Training:
         began = time.perf_counter()
         record = {"lr": running.optimizer.param_groups[0]["lr"]} | self._judge()
         self.device_seconds += time.perf_counter() - self._since
-        self._on_rung(record | self._place(running))
+        if self._on_rung is not None:
+            self._on_rung(record | self._place(running))
         self._since = time.perf_counter()
         self._away += self._since - began
 

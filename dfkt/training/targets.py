@@ -132,7 +132,7 @@ class Targets:
         """Leave nothing half written."""
         for sender in self.written.values():
             sender.writer.abandon()
-        self.written = {}
+        self.written, self.read, self.ahead = {}, {}, {}
 
     def _wanted(self, stage: Stage) -> dict[str, list[str]]:
         """Return what of a stage's needs is kept, with the entries of its files; nothing where activations are read."""

@@ -1,7 +1,9 @@
 """One run in one process, from its checkpoint to its last report."""
 
+import gc
 import json
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from dfkt.methods.kd import Kd
 from dfkt.methods.scratch import Scratch
 from dfkt.store.files import Storage
 from dfkt.training import cached as module
+from dfkt.training import run as run_module
 from dfkt.training.cached import images_for, teacher_for
 from dfkt.training.cached import test_images_for as split_for_test
 from dfkt.training.evaluate import evaluate
@@ -384,3 +387,23 @@ def test_data_that_fails_to_load_leaves_nothing_half_made(job):
 
     assert "images" not in module._CACHE.entries
     assert len(images_for(job.config.data, job.placement).train) > 0
+
+
+def test_nothing_of_a_run_outlives_it_in_its_process(job, monkeypatch):
+    """A process does many runs: what they leave to the garbage collector adds up."""
+    built: list[Any] = []
+    build = run_module.build_training
+    monkeypatch.setattr(run_module, "build_training", lambda *given: noted(build(*given)))
+
+    def noted(training: Any) -> Any:
+        built.append(weakref.ref(training))
+        return training
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(replace(changed(job, method=Scratch()), rungs=(0.5,)))
+    finally:
+        gc.enable()
+
+    assert [found() for found in built] == [None]
