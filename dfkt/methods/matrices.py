@@ -88,12 +88,17 @@ def products(lowers: list[Tensor], uppers: list[Tensor]) -> Tensor:
     """Return the FSP matrices of every lower with every upper map, all on one grid: ``[B, sum of M, sum of N]``."""
     if lowers[0].shape[0] != uppers[0].shape[0]:
         raise FlowShapeError(f"Batch sizes must agree, but got {lowers[0].shape[0]} and {uppers[0].shape[0]}.")
-    found: Tensor = _Product.apply(_side_by_side(lowers), _side_by_side(uppers))
+    left, right = _side_by_side(lowers), _side_by_side(uppers)
+    if left.dtype != right.dtype:
+        left, right = left.float(), right.float()
+    found: Tensor = _Product.apply(left, right)
     return found
 
 
 class _Product(torch.autograd.Function):
-    """``left[b].T @ right[b] / positions``, whose gradients lie as its inputs do.
+    """``left[b].T @ right[b] / positions``, float32 or float64, whose gradients lie as its inputs do and have their type.
+
+    Of bfloat16 factors each sum is rounded to bfloat16 once, at its end.
 
     PyTorch's own gradient of ``bmm`` would lie transposed, and everything below it in the student's backward pass would
     copy its way back to channels-last.
@@ -103,21 +108,26 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
         """Multiply ``[B, P, M]`` with ``[B, P, N]`` to ``[B, M, N]``."""
         ctx.save_for_backward(left, right)
-        return torch.bmm(left.transpose(1, 2), right).mul_(1 / right.shape[1])
+        found = torch.bmm(left.transpose(1, 2), right)
+        found = found.float() if found.dtype.itemsize < 4 else found
+        return found.mul_(1 / right.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of both factors."""
         left, right = ctx.saved_tensors
-        gradient = gradient * (1 / right.shape[1])
+        gradient = (gradient * (1 / right.shape[1])).to(left.dtype)
         return torch.bmm(right, gradient.transpose(1, 2)), torch.bmm(left, gradient)
 
 
 def _side_by_side(maps: list[Tensor]) -> Tensor:
-    """Return ``[B, positions, sum of channels]``: the order in which channels-last maps lie, so nothing is copied."""
+    """Return ``[B, positions, sum of channels]``: the order in which channels-last maps lie, so nothing is copied.
+
+    What comes in float16 is widened: sums of its products overflow.
+    """
     joined = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
-    joined = joined if joined.dtype == torch.float64 else joined.float()
+    joined = joined.float() if joined.dtype == torch.float16 else joined
     return joined.permute(0, 2, 3, 1).flatten(1, 2)
 
 
