@@ -161,11 +161,15 @@ def nodes() -> list[dict[str, float]]:
 def on_other_nodes(call: Callable[..., Any], *given: Any, timeout: float) -> list[Any]:
     """Call a function on every other machine of the cluster; return what each said, ``None`` of one that did not answer in time.
 
+    Where there is no cluster, there is no other machine.
+
     Args:
         call: The function, of a module that each machine has.
         given: Its arguments.
         timeout: Seconds.
     """
+    if not ray.is_initialized():  # else the next line would start one
+        return []
     here = ray.get_runtime_context().get_node_id()
     others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
     task = ray.remote(num_cpus=0, max_retries=0)(call)

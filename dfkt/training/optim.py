@@ -62,7 +62,7 @@ def computes_bfloat16(device: str) -> bool:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
     """
     if not device.startswith("cpu"):
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
         lines = CPU_FILE.read_text().splitlines()
     except OSError:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from study.played import arm, open_study, toy
 
 from dfkt.config import TeacherConfig, TrainConfig
 from dfkt.store.files import Storage
 from dfkt.study import precision
+from dfkt.study.cluster import on_other_nodes
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Workers
 from dfkt.study.precision import decide_precision, stored_precision
@@ -87,3 +89,9 @@ def test_a_processors_flags_say_what_it_computes(monkeypatch: pytest.MonkeyPatch
         assert computes_bfloat16("cpu") == computes
         assert decided("auto", "cpu") == ("bfloat16" if computes else "float32")
         assert decided("float64", "cpu") == "float64"
+
+
+def test_asking_other_machines_starts_no_cluster() -> None:
+    assert not ray.is_initialized()
+    assert on_other_nodes(computes_bfloat16, "cpu", timeout=1.0) == []
+    assert not ray.is_initialized()
