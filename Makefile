@@ -34,6 +34,7 @@ bench: install
 	$(BIN)/python benchmarks/store.py --trials 64
 	$(BIN)/python benchmarks/overhead.py --trials 6
 	$(BIN)/python benchmarks/study.py --trials 2 --epochs 9 --images 300 --precision float32
+	$(BIN)/python benchmarks/study.py --profile --epochs 5 --images 300 --precision float32
 	$(BIN)/python benchmarks/weights.py --trials 4 --searches 1 --teacher-epochs 2
 
 # As the machine stands: the environment if there is one, plugins of pytest or not. GPU_FLAGS=--quick is shorter.
