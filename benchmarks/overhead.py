@@ -22,7 +22,8 @@ from dfkt import ArmConfig, Placement, StudentTaps, StudyConfig
 from dfkt.methods.dfkt import Dfkt
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore
-from dfkt.study.cluster import cluster, count_groups, nodes
+from dfkt.study.capacity import Capacity, Demand
+from dfkt.study.cluster import cluster
 from dfkt.study.driver import Run, Workers
 from dfkt.study.opened import OpenStudy
 from dfkt.study.opening import open_store
@@ -57,9 +58,10 @@ def main() -> None:
         began = time.perf_counter()
         with cluster(None):
             ready = time.perf_counter()
-            lanes = min(count_groups(workers, nodes()), trials)
+            capacity = Capacity(workers, Demand())
+            lanes = min(capacity.holds, trials)
             queue = Queue([OpenStudy(config, store, Placement(), TAPS)])
-            run_queue(queue, idle, workers, max_failures=0, log=lambda line: finished.append(time.perf_counter()))
+            run_queue(queue, idle, capacity, max_failures=0, log=lambda line: finished.append(time.perf_counter()))
         assert len(StudyStore.open(store.storage).rows("trial", "dfkt")) == trials
     finished = finished[1:-1]  # the first line is the queue's own, the last the final run's
     each = (finished[-1] - finished[lanes - 1]) / max(len(finished) - lanes, 1) * lanes

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dfkt.cli.numbers import number, size, whole
+from dfkt.cli.numbers import number, whole
 from dfkt.config import (
     KNOWN_SETS,
     DataConfig,
@@ -22,9 +22,6 @@ from dfkt.config import (
     check_choice,
 )
 from dfkt.errors import ConfigError
-
-if typing.TYPE_CHECKING:
-    from dfkt.study.driver import Workers
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -85,33 +82,6 @@ def add_training(parser: argparse.ArgumentParser, *, student: bool = True) -> No
         group.add_argument(
             "--clip-norm", type=number, help="clip the gradient's norm in stages without a limit of their own"
         )
-
-
-def add_workers(parser: argparse.ArgumentParser, *, settings: bool = True) -> None:
-    """Add the switches that say what one run spans, with those that count as settings or without."""
-    group = parser.add_argument_group("hardware")
-    group.add_argument("--workers-per-run", type=whole, help="data-parallel workers of one run (default: 1)")
-    group.add_argument("--cpus-per-worker", type=whole, help="CPUs of a worker (default: 1)")
-    group.add_argument(
-        "--gpus-per-worker", type=number, help="GPUs of a worker; a fraction shares one (default: 1 if there are any)"
-    )
-    if settings:
-        group.add_argument(
-            "--no-sync-batch-norm",
-            action="store_true",
-            help="several workers normalise each by its own share of a batch",
-        )
-    group.add_argument("--checkpoint-every", type=whole, help="epochs between checkpoints (default: 1)")
-    group.add_argument(
-        "--keep-targets",
-        type=size,
-        metavar="SIZE",
-        help="of what the teacher says, for later runs, on each host: 20GB, or 0 (default: a quarter of what is free)",
-    )
-    group.add_argument(
-        "--target-root", help="where that lies, on each host's own disk (default: ~/.cache/dfkt/targets)"
-    )
-    group.add_argument("--address", help="Ray cluster to use (default: RAY_ADDRESS, or this machine)")
 
 
 def add_device(parser: argparse.ArgumentParser, *, student: bool = True) -> None:
@@ -290,11 +260,3 @@ def read_device(text: str | None) -> str:
         return "cuda" if count else "cpu"
     check_choice("device", text, known)
     return text
-
-
-def read_workers(a: argparse.Namespace) -> Workers:
-    """Return what one run spans."""
-    from dfkt.study.driver import Workers
-
-    given = {"count": a.workers_per_run, "cpus": a.cpus_per_worker, "gpus": a.gpus_per_worker}
-    return typing.cast("Workers", updated(Workers(), **given))

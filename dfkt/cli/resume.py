@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkt.cli.boundary import EXIT_FAILED, say
-from dfkt.cli.options import add_dry_run, add_workers
+from dfkt.cli.hardware import PLACEMENTS, add_workers
+from dfkt.cli.options import add_dry_run
 from dfkt.cli.study import add_retry, run_all
 from dfkt.config import from_dict
 from dfkt.errors import InputError, StudyError
@@ -28,9 +29,11 @@ NOTED = {
     "checkpoint_every": ("placement", "checkpoint_every"),
     "target_root": ("placement", "target_root"),
     "keep_targets": ("placement", "keep_targets"),
-    "workers_per_run": ("workers", "count"),
     "cpus_per_worker": ("workers", "cpus"),
     "gpus_per_worker": ("workers", "gpus"),
+    "at_once": ("demand", "at_once"),
+    "wait": ("demand", "wait"),
+    "silence": ("demand", "silence"),
 }
 """By switch, where a session notes what it was given."""
 
@@ -119,4 +122,9 @@ def read_config(store: StudyStore) -> StudyConfig:
 
 def noted(session: Mapping[str, Any]) -> dict[str, Any]:
     """Return by switch what a session noted of where things lie and what one run spans; earlier versions noted nothing."""
-    return {switch: (session.get(group) or {}).get(name) for switch, (group, name) in NOTED.items()}
+    found = {switch: (session.get(group) or {}).get(name) for switch, (group, name) in NOTED.items()}
+    workers = session.get("workers") or {}
+    count, most, spread = (workers.get(name) for name in ("count", "up_to", "spread"))
+    found["workers_per_run"] = None if count is None else f"{count}" if most is None else f"{count}..{most}"
+    found["placement"] = None if spread is None else PLACEMENTS[bool(spread)]
+    return found

@@ -9,16 +9,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dfkt.cli.boundary import EXIT_FAILED, EXIT_INTERRUPTED, Parser, guarded, say
+from dfkt.cli.hardware import add_workers, read_demand, read_workers
 from dfkt.cli.numbers import whole
 from dfkt.cli.options import (
     add_data,
     add_dry_run,
     add_networks,
     add_training,
-    add_workers,
     data_name,
     read_placement,
-    read_workers,
     split_names,
     updated,
     with_choices,
@@ -101,7 +100,13 @@ def run_all(configs: Sequence[StudyConfig], results: str, a: argparse.Namespace)
     if a.dry_run:
         check_studies(configs, results, placement=read_placement(a), log=say)
         return 0
-    given = {"placement": read_placement(a), "workers": read_workers(a), "address": a.address, "log": say}
+    given = {
+        "placement": read_placement(a),
+        "workers": read_workers(a),
+        "demand": read_demand(a),
+        "address": a.address,
+        "log": say,
+    }
     given |= {"retry": a.retry_failed}
     folders, single = [Storage(results).sub(config.name) for config in configs], len(configs) == 1
     shown = folders[0].path if single else results

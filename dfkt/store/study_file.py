@@ -94,6 +94,14 @@ class _Workers(TypedDict, total=False):
     count: int
     cpus: float
     gpus: float | None
+    up_to: int | None
+    spread: bool
+
+
+class _Demand(TypedDict, total=False):
+    at_once: int | None
+    wait: float
+    silence: float
 
 
 class _Session(TypedDict, total=False):
@@ -101,6 +109,7 @@ class _Session(TypedDict, total=False):
     arms: list[str]
     placement: Placement
     workers: _Workers
+    demand: _Demand
     versions: dict[str, str | None] | None
     commit: str | None
     dirty: bool | None

@@ -1,4 +1,4 @@
-"""The Ray cluster: connect to one or start one on this machine, quietly, and fit trials to what it has."""
+"""The Ray cluster: connect to one or start one on this machine, quietly, and ask its machines."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dfkt.errors import ConfigError, one_line
-from dfkt.study.driver import TRAIN_ENVIRONMENT, Workers
+from dfkt.study.driver import TRAIN_ENVIRONMENT
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -27,6 +26,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trial store holds what those files would
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a flow stage reports no accuracy
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # how many wait for machines is decided in watch.py
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the study's folder is what a resumed run reads, not Tune's state
 } | TRAIN_ENVIRONMENT
 NETWORK_INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -132,27 +132,6 @@ def _check_listening(address: str | None) -> None:
         raise ConfigError(f"No Ray cluster answers at {address}: {one_line(error)}") from error
 
 
-def fit_workers(wanted: Workers) -> Workers:
-    """Return what one run spans, checked against the cluster; GPUs left open are one per worker where there are any.
-
-    Raises:
-        ConfigError: If the machines of the cluster cannot hold such a run, or a GPU would be shared within one.
-    """
-    machines = nodes()
-    gpus = wanted.gpus if wanted.gpus is not None else float(any(node.get("GPU", 0) >= 1 for node in machines))
-    workers = replace(wanted, gpus=gpus)
-    if workers.count > 1 and gpus % 1:
-        raise ConfigError(f"`gpus_per_worker` must be whole for several workers per run, but got {gpus:g}.")
-    if not count_groups(workers, machines):
-        each = " and ".join(f"{amount:g} {name}" for name, amount in workers.resources.items())
-        have = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in workers.resources) for node in machines)
-        raise ConfigError(
-            f"A run takes {workers.count} workers of {each}, each on one machine, but the cluster has {have or 'none'}. "
-            "Ask for fewer workers, or for less per worker."
-        )
-    return workers
-
-
 def nodes() -> list[dict[str, float]]:
     """Return the resources of every living machine of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -183,16 +162,3 @@ def on_other_nodes(call: Callable[..., Any], *given: Any, timeout: float) -> lis
         except ray.exceptions.RayError:
             answers.append(None)
     return answers
-
-
-def count_groups(workers: Workers, machines: Sequence[Mapping[str, float]]) -> int:
-    """Return how many runs of such workers the machines hold at once; a worker fits on one machine or not at all.
-
-    Example:
-        >>> count_groups(Workers(count=2), [{"CPU": 3.0}, {"CPU": 3.0}])
-        3
-        >>> count_groups(Workers(count=1, cpus=2), [{"CPU": 3.0}, {"CPU": 3.0}])
-        2
-    """
-    slots = (min(int(node.get(name, 0) / each + 1e-9) for name, each in workers.resources.items()) for node in machines)
-    return sum(slots) // workers.count

@@ -1,4 +1,4 @@
-"""The driver: one run, in the Tune process itself or on a group of Ray Train's workers.
+"""The driver: one run, in the Tune process itself or on a group of Ray Train's workers (``group.py``).
 
 A run that spans one worker runs where Tune put it: with reused actors that costs 0.02 s, a group of Ray Train's workers
 13-20 s. Trials and final runs take the same workers.
@@ -6,26 +6,20 @@ A run that spans one worker runs where Tune put it: with reused actors that cost
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import ray.train
-import ray.train.torch
+import ray
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from dfkt.config import Placement, check_rule, is_finite
-from dfkt.store.files import Storage
-from dfkt.study.failures import CodeError, code_error, may_pass
-from dfkt.training.parallel import Group
-from dfkt.training.run import Job, Payload, run_job
+from dfkt.study.failures import CodeError, may_pass
+from dfkt.training.run import Job, run_job
 
 Kind = Literal["trial", "confirmation", "final"]
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
@@ -37,21 +31,42 @@ class Workers:
     """What one run spans.
 
     Args:
-        count: Data-parallel workers.
+        count: Data-parallel workers; the fewest, where it may be more.
         cpus: CPUs (threads) of each.
         gpus: GPUs of each; a fraction lets several runs share one, ``None`` leaves it to the cluster.
+        up_to: The most workers, where their number follows what the cluster has: a run goes on with fewer when a machine is
+            lost, and with more when one comes. ``None``: always ``count``.
+        spread: Put a run's workers on as many machines as possible, not on as few.
     """
 
     count: int = 1
     cpus: int = 1
     gpus: float | None = None
+    up_to: int | None = None
+    spread: bool = False
 
     def __post_init__(self) -> None:
         check_rule(self.count >= 1, "workers per run >= 1", count=self.count)
+        check_rule(self.most >= self.count, "most workers per run >= fewest", count=self.count, up_to=self.up_to)
         check_rule(self.cpus >= 1, "cpus per worker >= 1", cpus=self.cpus)
         check_rule(
             self.gpus is None or (is_finite(self.gpus) and self.gpus >= 0), "gpus per worker >= 0", gpus=self.gpus
         )
+
+    @property
+    def most(self) -> int:
+        """The most workers that a run may span."""
+        return self.count if self.up_to is None else self.up_to
+
+    @property
+    def alone(self) -> bool:
+        """Whether a run is one process, which is then Tune's own."""
+        return self.most == 1
+
+    @property
+    def strategy(self) -> str:
+        """How Ray places a run's workers."""
+        return "SPREAD" if self.spread else "PACK"
 
     @property
     def resources(self) -> dict[str, float]:
@@ -106,17 +121,21 @@ class Driver:
     Args:
         workers: What one run spans.
         max_failures: Tries of Ray Train to get a group of workers together.
+        patience: Seconds that a try takes at most: machines may have to come first.
     """
 
     workers: Workers
     max_failures: int
+    patience: float = 900.0
 
     def __call__(self, run: Run) -> None:
         """Do a run inside a Tune trial: in its process, or on a group of workers."""
-        if self.workers.count == 1:
+        if self.workers.alone:
             _run_alone(run)
-        else:
-            _run_group(run, self.workers, self.max_failures)
+            return
+        from dfkt.study.group import run_group  # which this file need not know for a run alone
+
+        run_group(run, self.workers, self.max_failures, self.patience)
 
 
 def trainable(driver: Callable[[Run], None], workers: Workers) -> Callable[..., Any]:
@@ -125,57 +144,22 @@ def trainable(driver: Callable[[Run], None], workers: Workers) -> Callable[..., 
     def train(config: dict[str, Any]) -> None:
         driver(config["run"])
 
-    return tune.with_resources(train, workers.resources if workers.count == 1 else {"node:__internal_head__": 0.001})
+    return tune.with_resources(train, workers.resources if workers.alone else {"node:__internal_head__": 0.001})
+
+
+def warned() -> bool:
+    """Whether a machine of the cluster is about to be taken away, as spot instances are; Ray is asked."""
+    try:
+        return bool(ray._private.state.state.get_draining_nodes())
+    except Exception:  # the interface is Ray's private one, and not knowing is no reason to end a run
+        return False
 
 
 def _run_alone(run: Run) -> None:
     """Do a run in this process; what its code raises ends it, what may pass reaches Tune, which starts it again."""
     try:
-        run_job(run.job, tune.report)
+        run_job(run.job, tune.report, warned=warned)
     except Exception as error:
         if may_pass(error):
             raise
         tune.report(CodeError.of(error).payload)
-
-
-def _run_group(run: Run, workers: Workers, max_failures: int) -> None:
-    """Do a run on a group of data-parallel workers, under Ray Train; what they report reaches Tune."""
-    trainer = ray.train.torch.TorchTrainer(
-        _work,
-        train_loop_config={"job": run.job},
-        torch_config=ray.train.torch.TorchConfig(backend=None if workers.gpus else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=workers.resources
-        ),
-        run_config=ray.train.RunConfig(
-            name=run.folder_name,
-            storage_path=Storage(run.study).sub("ray").path,
-            callbacks=[TuneReportCallback()],
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raised = code_error(error)
-        if raised is None:
-            raise  # Tune starts the group again
-        tune.report(raised.payload)
-
-
-def _work(settings: dict[str, Any]) -> None:
-    """Do a run as one of Ray Train's workers."""
-    job: Job = settings["job"]
-    os.environ["OMP_NUM_THREADS"] = str(job.placement.threads)
-    device = str(ray.train.torch.get_device()) if job.placement.device == "cuda" else job.placement.device
-    context = ray.train.get_context()
-    job = replace(job, placement=replace(job.placement, device=device))
-    try:
-        run_job(job, _report, Group(context.get_world_rank(), context.get_world_size()))
-    except Exception as error:
-        raise (error if may_pass(error) else CodeError.of(error)) from None
-
-
-def _report(payload: Payload) -> None:
-    ray.train.report(payload)

@@ -19,7 +19,8 @@ from dfkt.config import Placement, check_rule, to_dict
 from dfkt.errors import is_full, storage_error
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore, hold
-from dfkt.study.cluster import cluster, count_groups, fit_workers, nodes, signals_kept
+from dfkt.study.capacity import Capacity, Demand, fit_workers
+from dfkt.study.cluster import cluster, signals_kept
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Driver, Run, Workers, trainable
 from dfkt.study.keeping import forget
@@ -32,6 +33,7 @@ from dfkt.study.retry import failed_runs, retry_failed
 from dfkt.study.search import mend_journal
 from dfkt.study.stopping import Stopping
 from dfkt.study.teaching import keep_teacher
+from dfkt.study.watch import Growing, Watch
 
 Log = Callable[[str], None]
 
@@ -57,6 +59,7 @@ def run_studies(
     *,
     placement: Placement | None = None,
     workers: Workers | None = None,
+    demand: Demand | None = None,
     address: str | None = None,
     retry: bool = False,
     log: Log = print,
@@ -68,6 +71,7 @@ def run_studies(
         results: Folder that holds studies, local or any that pyarrow.fs takes; each gets a folder of its name.
         placement: Where data and trained teachers lie; device and threads follow from ``workers``.
         workers: What one run spans; by default one CPU, or one GPU where the cluster has them.
+        demand: How many runs at a time are asked of the cluster, and how long machines are waited for.
         address: The Ray cluster to use; ``None`` uses the one around this process, or starts one on this machine.
         retry: Try failed runs again, with the parameters that they had.
         log: Receives the lines that a user reads.
@@ -85,16 +89,16 @@ def run_studies(
             held.enter_context(hold(folder))
         configs = list(map(stored_precision, configs, folders))
         checked = [check_study(c, folder, placement, log) for c, folder in zip(configs, folders, strict=True)]
-        wanted = workers = workers or Workers()
+        wanted, demand = workers or Workers(), demand or Demand()
+        workers = wanted
         again = retry and any(map(_has_failed, configs, folders))
         if starts := again or not is_over(configs, folders, [known.taps for known in checked]):
             held.enter_context(cluster(address, log))
-            workers = fit_workers(wanted)
-            batch = min(config.train.batch_size for config in configs)
-            check_rule(workers.count <= batch, "workers_per_run <= batch_size", workers=workers.count, batch_size=batch)
+            workers = fit_workers(wanted, demand, log)
+            check_shares(workers, configs)
             placement = workers.place(placement)
             configs = [decide_precision(*both, workers, log) for both in zip(configs, folders, strict=True)]
-        given = {"placement": to_dict(placement), "workers": to_dict(wanted)}
+        given = {"placement": to_dict(placement), "workers": to_dict(wanted), "demand": to_dict(demand)}
         studies = [
             _opened(config, folder, known, placement, given)
             for config, folder, known in zip(configs, folders, checked, strict=True)
@@ -108,7 +112,8 @@ def run_studies(
         queue = Queue(studies, log)
         failures = max(config.max_failures for config in configs)
         if not queue.over:
-            run_queue(queue, Driver(workers, failures), workers, max_failures=failures, log=log)
+            driver = Driver(workers, failures, demand.wait * 60)
+            run_queue(queue, driver, Capacity(workers, demand), max_failures=failures, log=log)
         return Outcome(tuple(folder.path for folder in folders), not queue.over, queue.failures)
 
 
@@ -132,7 +137,7 @@ def check_studies(configs: Sequence[StudyConfig], results: str, *, placement: Pl
 
 
 def run_queue(
-    queue: Queue, driver: Callable[[Run], None], workers: Workers, *, max_failures: int, log: Log = print
+    queue: Queue, driver: Callable[[Run], None], capacity: Capacity, *, max_failures: int, log: Log = print
 ) -> None:
     """Let Tune do a queue's runs, as many at a time as the cluster holds; Ctrl-C returns early.
 
@@ -141,29 +146,29 @@ def run_queue(
     Args:
         queue: The runs.
         driver: Called in a process of its own with every run.
-        workers: What a run spans.
+        capacity: How many runs there shall be at once.
         max_failures: Restarts of a run whose process died.
         log: Receives a line per run.
     """
-    limit = min(count_groups(workers, nodes()), queue.total)
-    before = sum(arm.done_before for arm in queue.arms.values())
-    log(f"{queue.total} runs to do{f', {before} done before' if before else ''}, {limit} at a time")
+    workers, before = capacity.workers, sum(arm.done_before for arm in queue.arms.values())
+    at_once = min(capacity.wanted, queue.total)
+    more = "" if capacity.holds >= at_once else f" as machines come (the cluster holds {capacity.holds} now)"
+    log(f"{queue.total} runs to do{f', {before} done before' if before else ''}, {at_once} at a time{more}")
     storage = queue.studies[0].store.storage
     tuner = tune.Tuner(
         trainable(driver, workers),
         tune_config=tune.TuneConfig(
-            search_alg=QueueSearcher(queue),
+            search_alg=Growing(QueueSearcher(queue), capacity),
             scheduler=Stopping.of(queue),
             num_samples=queue.total,
-            max_concurrent_trials=limit,
-            reuse_actors=workers.count == 1,
+            reuse_actors=workers.alone,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=storage.sub("ray").path,
-            callbacks=[Recorder(queue, log)],
+            callbacks=[Recorder(queue, log), Watch(queue, capacity)],
             stop=Ending(queue),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             verbose=0,
@@ -181,6 +186,22 @@ def run_queue(
         raise storage_error(queue.broken, storage.path) from queue.broken
     if queue.broken is not None:
         raise queue.broken
+
+
+def check_shares(workers: Workers, configs: Sequence[StudyConfig]) -> None:
+    """Refuse workers of a run that get no share of a batch, or whose number changes where it would change the result.
+
+    Raises:
+        ConfigError: If so.
+    """
+    batch = min(config.train.batch_size for config in configs)
+    check_rule(workers.most <= batch, "workers_per_run <= batch_size", workers=workers.most, batch_size=batch)
+    synchronised = all(config.train.sync_batch_norm for config in configs)
+    check_rule(
+        workers.most == workers.count or synchronised,
+        "a number of workers that may change needs synchronised batch norm (no --no-sync-batch-norm)",
+        sync_batch_norm=synchronised,
+    )
 
 
 @contextlib.contextmanager

@@ -157,7 +157,7 @@ class Training:
                 record = self._run_steps(running, epoch, first, count)
             seconds = time.perf_counter() - began - self._away
             record |= self._evaluate(stage) | self._judge()
-            self.device_seconds += time.perf_counter() - self._since
+            self.device_seconds += (time.perf_counter() - self._since) * self.group.world  # of all workers
             speed = {"images_per_second": count * self.batch_size / seconds, "seconds": seconds}
             yield record | speed | self._place(running)
 
@@ -165,7 +165,7 @@ class Training:
         """Report how it does at a rung within an epoch."""
         began = time.perf_counter()
         record = {"lr": running.optimizer.param_groups[0]["lr"]} | self._judge()
-        self.device_seconds += time.perf_counter() - self._since
+        self.device_seconds += (time.perf_counter() - self._since) * self.group.world  # of all workers
         if self._on_rung is not None:
             self._on_rung(record | self._place(running))
         self._since = time.perf_counter()

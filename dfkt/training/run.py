@@ -156,7 +156,9 @@ def check_run(config: RunConfig, data: ImageSet, log: Callable[[str], None] = la
     return schedule
 
 
-def run_job(job: Job, report: Report, group: Group | None = None) -> None:
+def run_job(
+    job: Job, report: Report, group: Group | None = None, *, warned: Callable[[], bool] = lambda: False
+) -> None:
     """Run a job to its end, from its checkpoint if it has one.
 
     Every report holds ``records`` (the epochs not reported by this attempt before; after a restart, all of them),
@@ -167,6 +169,7 @@ def run_job(job: Job, report: Report, group: Group | None = None) -> None:
         job: What to run.
         report: Called after every epoch and stage, and at every rung.
         group: The data-parallel processes, of which this is one.
+        warned: Whether this machine may be taken away soon: then every epoch and stage leaves a checkpoint.
     """
     group = group or Group()
     device = torch.device(job.placement.device)
@@ -179,10 +182,10 @@ def run_job(job: Job, report: Report, group: Group | None = None) -> None:
         data = images_for(job.config.data, job.placement)
         make = partial(build_training, job.config, data, job.teacher, group, job.keeping)
         training = _resume(job, make, history, clock)
-        _train(job, training, history, clock, report)
+        _train(job, training, history, clock, report, warned)
     except DfktError as error:
         seconds = 0.0 if training is None else training.device_seconds
-        spent = {"device_seconds": seconds * group.world, "workers": group.world}
+        spent = {"device_seconds": seconds, "workers": group.world}
         failure = {"records": history, "failure": str(error), "peak_memory_bytes": peak_memory(device)}
         report(failure | spent | clock.read())
 
@@ -196,7 +199,9 @@ def _resume(job: Job, make: Callable[[], Training], history: list[Record], clock
     return training
 
 
-def _train(job: Job, training: Training, history: list[Record], clock: _Clock, report: Report) -> None:
+def _train(
+    job: Job, training: Training, history: list[Record], clock: _Clock, report: Report, warned: Callable[[], bool]
+) -> None:
     reported = 0
     storage, every = Storage(job.storage), job.placement.checkpoint_every
     total = training.ends[-1]
@@ -208,7 +213,8 @@ def _train(job: Job, training: Training, history: list[Record], clock: _Clock, r
         reported = len(history)
 
     for record in training.run(job.rungs, on_rung=send):
-        if training.group.rank == 0 and (training.index % every == 0 or training.step == total):
+        due = training.index % every == 0 or training.step == total
+        if training.group.rank == 0 and (due or warned()):
             extra = {"history": [*history, record], "clock": clock.read(), "key": job.config.key}
             save_state(storage, training.state() | extra)
         if training.step < total:
@@ -226,7 +232,7 @@ def _train(job: Job, training: Training, history: list[Record], clock: _Clock, r
 def _payload(history: list[Record], reported: int, training: Training) -> Payload:
     payload: Payload = {
         "records": history[reported:],
-        "device_seconds": training.device_seconds * training.group.world,
+        "device_seconds": training.device_seconds,
         "peak_memory_bytes": peak_memory(training.device),
         "workers": training.group.world,
         "complete": False,

@@ -248,7 +248,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         run = queue.next()
         first.append("nothing" if run is None else told(run))
 
-    fakes = {"cluster": lambda *_: contextlib.nullcontext(), "fit_workers": lambda wanted: wanted, "run_queue": take}
+    fakes = {"cluster": lambda *_: contextlib.nullcontext(), "fit_workers": lambda wanted, *_: wanted, "run_queue": take}
     fakes |= {"check_study": lambda *_: Checked(ABOUT, TAPS, {}), "keep_teacher": lambda *_: None}
     for name, fake in fakes.items():
         monkeypatch.setattr(f"dfkt.study.study.{name}", fake)

@@ -8,6 +8,7 @@ import torch
 from cli.switches import make_folder, parsed
 
 from dfkt.cli import distill, study, teacher
+from dfkt.cli.hardware import read_workers
 from dfkt.cli.options import (
     absolute_path,
     add_data,
@@ -15,7 +16,6 @@ from dfkt.cli.options import (
     data_name,
     read_augmentation,
     read_placement,
-    read_workers,
     split_names,
     split_numbers,
     with_choices,

@@ -2,10 +2,13 @@
 
 import functools
 import os
+from pathlib import Path
 
 import pytest
+from study.played import Played, toy
 
 from dfkt.store.origin import environment
+from dfkt.study.driver import Run
 
 known = functools.cache(environment)
 
@@ -20,3 +23,9 @@ def _one_look_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written need not reach the disk: a killed process's files are there without."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    """A trial and a final run, as a queue hands them out."""
+    return Played(tmp_path, toy()).run().handed

@@ -13,80 +13,15 @@ import yaml
 
 from dfkt.config import Placement
 from dfkt.errors import ConfigError
-from dfkt.study.cluster import cluster, count_groups, fit_workers
+from dfkt.study.cluster import cluster
 from dfkt.study.driver import Workers
 
 FILE = Path(__file__).parents[2] / "cluster.yaml"
-Nodes = list[dict[str, float]]
-
-
-@pytest.fixture
-def has(monkeypatch: pytest.MonkeyPatch) -> Nodes:
-    """The machines that the cluster says it has; a dead one beside them."""
-    machines: Nodes = [{"CPU": 8.0, "GPU": 2.0}]
-    dead = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in machines] + [dead])
-    return machines
-
-
-def test_gpus_are_taken_where_there_are_any(has: Nodes) -> None:
-    assert fit_workers(Workers()).gpus == 1
-    has[0]["GPU"] = 0
-    assert fit_workers(Workers()).resources == {"CPU": 1}
-    has.append({"CPU": 1.0, "GPU": 1.0})
-    assert fit_workers(Workers()).resources == {"CPU": 1, "GPU": 1}
-
-
-def test_what_was_asked_for_is_not_changed(has: Nodes) -> None:
-    for wanted in (Workers(2, 3, 0), Workers(1, 1, 0.25), Workers(2, 1, 1)):
-        assert fit_workers(wanted) == wanted
 
 
 @pytest.mark.parametrize(
-    ("workers", "machines", "groups"),
-    [
-        (Workers(1, 1, 1), [{"CPU": 8, "GPU": 2}], 2),
-        (Workers(1, 1, 0.25), [{"CPU": 8, "GPU": 2}], 8),
-        (Workers(1, 1, 0.1), [{"CPU": 64, "GPU": 3}], 30),  # 3 / 0.1 is a little less than 30
-        (Workers(2, 2, 0), [{"CPU": 8}], 2),
-        (Workers(2), [{"CPU": 3}, {"CPU": 3}], 3),  # the workers of a run may sit on different machines
-        (Workers(1, 2), [{"CPU": 3}, {"CPU": 3}], 2),  # but each on one
-        (Workers(2, 2), [{"CPU": 3}, {"CPU": 3}], 1),
-        (Workers(3, 2), [{"CPU": 3}, {"CPU": 3}], 0),
-        (Workers(1, 16), [{"CPU": 8}, {"CPU": 8}], 0),
-        (Workers(1, 4, 1), [{"CPU": 8}, {"CPU": 2, "GPU": 4}], 0),  # CPUs here and GPUs there make no worker
-        (Workers(1), [], 0),
-    ],
+    "wrong", [{"count": 0}, {"cpus": 0}, {"gpus": -1}, {"gpus": float("nan")}, {"count": 3, "up_to": 2}]
 )
-def test_as_many_runs_fit_as_there_are_whole_workers_on_the_machines(
-    workers: Workers, machines: Nodes, groups: int
-) -> None:
-    assert count_groups(workers, machines) == groups
-
-
-@pytest.mark.parametrize(
-    ("workers", "message"),
-    [
-        (Workers(3, 1, 1), "A run takes 3 workers of 1 CPU and 1 GPU, each on one machine, but .* 8 CPU, 2 GPU"),
-        (Workers(9, 1, 0), "A run takes 9 workers of 1 CPU, each on one machine, but the cluster has 8 CPU"),
-        (Workers(2, 1, 0.5), "`gpus_per_worker` must be whole for several workers per run, but got 0.5"),
-    ],
-)
-def test_more_than_the_cluster_has_is_refused(has: Nodes, workers: Workers, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        fit_workers(workers)
-
-
-def test_a_worker_that_fits_on_no_machine_is_refused_with_what_each_has(has: Nodes) -> None:
-    has[:] = [{"CPU": 8.0}, {"CPU": 8.0}]
-    with pytest.raises(ConfigError, match="1 workers of 16 CPU, each on one machine, but the cluster has 8 CPU; 8 CPU"):
-        fit_workers(Workers(1, 16))
-    has.clear()
-    with pytest.raises(ConfigError, match="but the cluster has none"):
-        fit_workers(Workers())
-
-
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"cpus": 0}, {"gpus": -1}, {"gpus": float("nan")}])
 def test_a_run_spans_something(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Workers(**wrong)

@@ -24,6 +24,7 @@ from dfkt.errors import ConfigError, RunError
 from dfkt.methods.kd import Kd
 from dfkt.methods.registry import METHODS
 from dfkt.store.study_store import Study, read_study
+from dfkt.study.capacity import Capacity, Demand
 from dfkt.study.cluster import cluster
 from dfkt.study.config import ArmConfig, StudyConfig, ablations
 from dfkt.study.driver import Workers
@@ -60,7 +61,7 @@ def play(results: Path, address: str, *configs: StudyConfig, driver: Any = idle,
     """Run studies on the cluster with a driver that trains nothing."""
     with cluster(address):
         queue = Queue([open_study(config, results) for config in configs], log)
-        run_queue(queue, driver, ONE, max_failures=1, log=log)
+        run_queue(queue, driver, Capacity(ONE, Demand()), max_failures=1, log=log)
     return queue
 
 
