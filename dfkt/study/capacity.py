@@ -144,7 +144,8 @@ def _takes(workers: Workers, machines: Machines) -> str:
     """Say what a run takes, and what there is."""
     each = " and ".join(f"{amount:g} {name}" for name, amount in workers.resources.items())
     have = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in workers.resources) for node in machines)
-    return f"A run takes {workers.count} workers of {each}, each on one machine, but the cluster has {have or 'none'}"
+    many = f"{workers.count} worker{'s' * (workers.count > 1)}"
+    return f"A run takes {many} of {each}, each on one machine, but the cluster has {have or 'none'}"
 
 
 def count_groups(workers: Workers, machines: Machines) -> int:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dfkt.errors import ConfigError, one_line
+from dfkt.errors import ConfigError, RunError, one_line
 from dfkt.study.driver import TRAIN_ENVIRONMENT
 
 ENVIRONMENT = {
@@ -35,6 +36,10 @@ STARTED_HERE = Path("/tmp/ray/ray_current_cluster")
 """``ray start`` and ``ray up`` leave the address of the cluster around this machine here."""
 ANSWERS_WITHIN = 10.0
 """Seconds until whoever listens at an address must have answered; Ray itself tries for minutes."""
+TRIES = 3
+"""To start Ray on this machine; its parts have 30 s each time."""
+HEAD_ASKED_EVERY, HEAD_GONE_AFTER = 5.0, 30.0
+"""Seconds between looks at the cluster's head, and without an answer until it counts as gone."""
 OBJECT_STORE_BYTES = 200 * 2**20
 """No images travel through Ray, so a small object store will do."""
 
@@ -70,26 +75,71 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
     if not address:  # the dashboard must be on: it frees the placement groups of stopped trials
         options = {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
     terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        with _stderr_on_nothing():
-            context = ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": forwarded},
-                **options,
-            )
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(f"No Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    options |= {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": forwarded}}
+    context = _connected(address, options, log)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # Ray's own ends the process at once
     ray._private.worker._worker_logs_enabled = False  # else lines of the raylet come though `log_to_driver` is off
     if log is not None and context.dashboard_url:
         log(f"Ray's dashboard: http://{context.dashboard_url}")
+    over = threading.Event()
+    if head := getattr(context, "address_info", {}).get("gcs_address"):
+        threading.Thread(target=_watch_head, args=(head, over), name="head watch", daemon=True).start()
     try:
         yield
     finally:
+        over.set()
         ray.shutdown()
+
+
+def _connected(address: str | None, options: dict[str, Any], log: Log | None) -> Any:
+    """Return what ``ray.init`` returns; a Ray that is started here gets more than one try, since a busy machine is slow.
+
+    Raises:
+        ConfigError: If no cluster answers.
+        RunError: If Ray does not start here.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            with native_errors_unseen():
+                return ray.init(address=address, **options)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(f"No Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # Ray says of its parts that they timed out by a plain one
+            ray.shutdown()
+            if address or not left:
+                where = f"to the Ray cluster at {address}" if address else f"Ray on this machine in {TRIES} tries"
+                raise RunError(f"could not {'connect' if address else 'start'} {where}: {one_line(error)}") from error
+            if log is not None:
+                log(f"Ray did not start ({one_line(error)}); it is tried again")
+    raise AssertionError("the last try returned or raised")
+
+
+def _watch_head(address: str, over: threading.Event) -> None:
+    """End this process with one line once the cluster's head is gone: Ray would, a minute later and with a page of its own.
+
+    Args:
+        address: ``HOST:PORT`` of its control store.
+        over: Set when nothing is asked of it any more.
+    """
+    heard = time.monotonic()
+    while not over.wait(HEAD_ASKED_EVERY):
+        if _answers(address):
+            heard = time.monotonic()
+        elif time.monotonic() - heard >= HEAD_GONE_AFTER:
+            say = f"failed: the Ray cluster's head at {address} is gone; what was finished is kept, and the same command goes on"
+            sys.stderr.write(f"{say} from there\n")
+            sys.stderr.flush()
+            os._exit(1)  # the main thread may wait for the head for ever
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), HEAD_ASKED_EVERY).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -104,19 +154,27 @@ def signals_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stderr_on_nothing() -> Iterator[None]:
-    """Let this process and those that it starts write their errors to nowhere while the context lasts.
+def native_errors_unseen() -> Iterator[None]:
+    """Let Ray's C++ parts, and processes that are started, write their errors to nowhere; ``sys.stderr`` is seen as before.
 
-    Ray's C++ parts write to the file descriptor itself; its processes keep what they were started with.
+    They write to the file descriptor itself, and processes keep what they were started with.
     """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nothing = os.open(os.devnull, os.O_WRONLY)
+    python = sys.stderr
+    python.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):  # a stream of Python's own has no number
+        if python.fileno() == 2:
+            sys.stderr = open(  # noqa: SIM115
+                kept, "w", buffering=1, encoding=python.encoding, errors="backslashreplace", closefd=False
+            )
+    os.dup2(nothing, 2)
     try:
-        os.dup2(nothing, 2)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
         os.dup2(kept, 2)
+        sys.stderr = python
         os.close(kept)
         os.close(nothing)
 

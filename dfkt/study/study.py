@@ -20,7 +20,7 @@ from dfkt.errors import is_full, storage_error
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore, hold
 from dfkt.study.capacity import Capacity, Demand, fit_workers
-from dfkt.study.cluster import cluster, signals_kept
+from dfkt.study.cluster import cluster, native_errors_unseen, signals_kept
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Driver, Run, Workers, trainable
 from dfkt.study.keeping import forget
@@ -174,7 +174,7 @@ def run_queue(
             verbose=0,
         ),
     )
-    with signals_kept():
+    with signals_kept(), native_errors_unseen():
         tuner.fit()
     with contextlib.suppress(OSError) if queue.broken else contextlib.nullcontext():
         for study in queue.studies:

@@ -8,7 +8,7 @@ import torch
 from cli.switches import make_folder, parsed
 
 from dfkt.cli import distill, study, teacher
-from dfkt.cli.hardware import read_workers
+from dfkt.cli.hardware import read_demand, read_workers
 from dfkt.cli.options import (
     absolute_path,
     add_data,
@@ -24,6 +24,7 @@ from dfkt.cli.options import (
 )
 from dfkt.config import DataConfig, NetworkConfig, OptimizerConfig, Placement, TeacherConfig, TrainConfig
 from dfkt.errors import ConfigError
+from dfkt.study.capacity import Demand
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Workers
 from dfkt.training.config import RunConfig
@@ -118,6 +119,27 @@ def test_one_cpu_is_what_a_run_takes_unless_it_is_told_otherwise() -> None:
     assert read_workers(parsed(study)) == Workers(count=1, cpus=1, gpus=None)
     given = parsed(study, "--workers-per-run", "2", "--cpus-per-worker", "3", "--gpus-per-worker", "0.5")
     assert read_workers(given) == Workers(count=2, cpus=3, gpus=0.5)
+
+
+def test_a_number_of_workers_may_be_a_range_and_they_may_be_spread() -> None:
+    given = read_workers(parsed(study, "--workers-per-run", "2..8", "--placement", "spread"))
+    assert given == Workers(count=2, up_to=8, spread=True)
+    assert (given.most, given.alone, given.strategy) == (8, False, "SPREAD")
+    for wrong in ("", "two", "2..", "..8", "2-8", "2...8", "-2"):
+        with pytest.raises(
+            ConfigError, match=r"`--workers-per-run` takes a number, or a range such as 2\.\.8, but got "
+        ):
+            read_workers(parsed(study, f"--workers-per-run={wrong}"))
+    with pytest.raises(ConfigError, match="most workers per run >= fewest` must hold, but got count=8, up_to=2"):
+        read_workers(parsed(study, "--workers-per-run", "8..2"))
+
+
+def test_what_is_asked_of_the_cluster_is_told() -> None:
+    assert read_demand(parsed(study)) == Demand(at_once=None, wait=15, silence=60)
+    given = parsed(study, "--at-once", "12", "--wait", "0.5", "--silence", "0")
+    assert read_demand(given) == Demand(at_once=12, wait=0.5, silence=0)
+    with pytest.raises(ConfigError, match="runs at once >= 1"):
+        read_demand(parsed(study, "--at-once", "0"))
 
 
 def test_without_gpus_a_run_is_placed_on_the_cpu() -> None:

@@ -19,6 +19,7 @@ from dfkt.methods.dfkt import Dfkt
 from dfkt.methods.registry import find_method
 from dfkt.methods.space import Range, Space
 from dfkt.store.files import Storage
+from dfkt.study.capacity import Demand
 from dfkt.study.config import ArmConfig, StudyConfig, ablations
 from dfkt.study.driver import Workers
 from dfkt.study.opening import about_data, open_store
@@ -88,6 +89,19 @@ def test_switches_say_otherwise(tmp_path: Path, asked: list[Any]) -> None:
     assert given["placement"] == Placement(
         data_root=str(tmp_path / "here"), teacher_root=str(tmp_path / "there"), checkpoint_every=9
     )
+
+
+def test_what_was_asked_of_the_cluster_is_asked_again(tmp_path: Path, asked: list[Any]) -> None:
+    workers, demand = Workers(count=2, up_to=8, gpus=0.0, spread=True), Demand(at_once=5, wait=1, silence=2)
+    given = {"placement": to_dict(PLACED), "workers": to_dict(workers), "demand": to_dict(demand)}
+    open_store(WHOLE, Storage(tmp_path / "whole"), ABOUT, TAPS, **given).update_meta(arms={WHOLE.arms[0].name: {}})
+    assert main(["resume", str(tmp_path / "whole")]) == 130
+    assert (asked[0][2]["workers"], asked[0][2]["demand"]) == (workers, demand)
+    assert (
+        main(["resume", str(tmp_path / "whole"), "--workers-per-run", "3", "--placement", "pack", "--wait", "9"]) == 130
+    )
+    assert asked[1][2]["workers"] == Workers(count=3, gpus=0.0)
+    assert asked[1][2]["demand"] == Demand(at_once=5, wait=9, silence=2)
 
 
 def test_a_study_that_noted_nothing_of_its_sessions_is_resumed_with_the_usual(tmp_path: Path, asked: list[Any]) -> None:

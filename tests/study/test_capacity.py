@@ -80,7 +80,7 @@ def test_more_than_the_cluster_has_is_refused(has: Nodes, workers: Workers, mess
 
 def test_a_worker_that_fits_on_no_machine_is_refused_with_what_each_has(has: Nodes) -> None:
     has[:] = [{"CPU": 8.0}, {"CPU": 8.0}]
-    with pytest.raises(ConfigError, match="1 workers of 16 CPU, each on one machine, but the cluster has 8 CPU; 8 CPU"):
+    with pytest.raises(ConfigError, match="1 worker of 16 CPU, each on one machine, but the cluster has 8 CPU; 8 CPU"):
         fit_workers(Workers(1, 16))
     has.clear()
     with pytest.raises(ConfigError, match="but the cluster has none"):

@@ -3,6 +3,8 @@
 import copy
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +14,15 @@ import ray
 import yaml
 
 from dfkt.config import Placement
-from dfkt.errors import ConfigError
+from dfkt.errors import ConfigError, RunError
 from dfkt.study.cluster import cluster
 from dfkt.study.driver import Workers
+
+
+def context(dashboard: str = "") -> SimpleNamespace:
+    """Return what ``ray.init`` does, of a head that nobody can ask before the test is over."""
+    return SimpleNamespace(dashboard_url=dashboard, address_info={"gcs_address": "127.0.0.1:1"})
+
 
 FILE = Path(__file__).parents[2] / "cluster.yaml"
 
@@ -63,7 +71,7 @@ def test_where_nobody_listens_ray_is_not_asked(form: str, monkeypatch: pytest.Mo
 
 def test_where_somebody_listens_ray_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options) or SimpleNamespace(dashboard_url=""))
+    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options) or context())
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr("dfkt.study.cluster.ENVIRONMENT", {})
     with socket.create_server(("127.0.0.1", 0)) as server, cluster(f"127.0.0.1:{server.getsockname()[1]}"):
@@ -75,13 +83,70 @@ def test_where_somebody_listens_ray_is_asked(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_dashboards_address_is_said_once_where_there_is_one(
     url: str, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray, "init", lambda **options: SimpleNamespace(dashboard_url=url))
+    monkeypatch.setattr(ray, "init", lambda **options: context(url))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr("dfkt.study.cluster.ENVIRONMENT", {})
     said: list[str] = []
     with cluster("somewhere", said.append):
         assert said == lines
     assert said == lines
+
+
+def test_a_ray_that_times_out_at_its_start_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries, said = list[dict[str, Any]](), list[str]()
+
+    def init(**options: Any) -> Any:
+        tries.append(options)
+        if len(tries) < fails:
+            raise Exception("The current node timed out during startup.\nA page more")
+        return context()
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr("dfkt.study.cluster.ENVIRONMENT", {})
+    monkeypatch.setattr("dfkt.study.cluster.STARTED_HERE", Path("/nowhere"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    fails = 3
+    with cluster(None, said.append):
+        assert len(tries) == 3
+    assert (
+        said
+        == ["Ray did not start (Exception: The current node timed out during startup. A page more); it is tried again"]
+        * 2
+    )
+    fails = 99
+    with (
+        pytest.raises(RunError, match="could not start Ray on this machine in 3 tries: Exception: The current node"),
+        cluster(None),
+    ):
+        pass
+    tries.clear()
+    with pytest.raises(RunError, match="could not connect to the Ray cluster at auto: "), cluster("auto"):
+        pass
+    assert len(tries) == 1
+
+
+def test_a_head_that_is_gone_ends_the_process_with_one_line() -> None:
+    code = """
+import os, socket, sys, threading
+from dfkt.study import cluster
+cluster.HEAD_ASKED_EVERY, cluster.HEAD_GONE_AFTER = 0.05, 0.3
+server = socket.create_server(("127.0.0.1", 0))
+address = f"127.0.0.1:{server.getsockname()[1]}"
+over = threading.Event()
+watch = threading.Thread(target=cluster._watch_head, args=(address, over))
+with cluster.native_errors_unseen():
+    watch.start()
+    watch.join(1)
+    print("goes on", flush=True)
+    os.write(2, b"a page of C++")
+    server.close()
+    over.wait(20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=False)
+    assert (done.returncode, done.stdout) == (1, "goes on\n")
+    assert done.stderr.startswith("failed: the Ray cluster's head at 127.0.0.1:")
+    assert done.stderr.endswith(" is gone; what was finished is kept, and the same command goes on from there\n")
 
 
 def test_inside_a_cluster_nothing_is_started_or_ended(monkeypatch: pytest.MonkeyPatch) -> None:
