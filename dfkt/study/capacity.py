@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,10 +161,15 @@ def count_groups(workers: Workers, machines: Machines) -> int:
         >>> count_groups(Workers(count=2, up_to=8), [{"CPU": 3.0}, {"CPU": 3.0}])
         1
     """
-    slots = sum(
+    slots = count_slots(workers, machines)
+    return max(slots // workers.most, int(slots >= workers.count))
+
+
+def count_slots(workers: Workers, machines: Iterable[Mapping[str, float]]) -> int:
+    """Return how many single workers the machines hold at once."""
+    return sum(
         min(int(node.get(name, 0) / each + 1e-9) for name, each in workers.resources.items()) for node in machines
     )
-    return max(slots // workers.most, int(slots >= workers.count))
 
 
 def may_come() -> list[dict[str, float]]:

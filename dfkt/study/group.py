@@ -1,24 +1,32 @@
 """A run on a group of Ray Train's workers: data-parallel, over one machine or several, fewer or more as machines come and go.
 
-Where the number of workers may change, Ray Train starts a group with what the cluster has, and starts it again from the last
-checkpoint when a machine was lost or has come. A batch is shared out among those that are there, so the result stays what one
-worker gives, within rounding.
+Where the number of workers may change, a group starts with what the cluster has free, and asks it for the rest by placement
+groups of one worker each. When one of these is there, the workers end at the next checkpoint and a larger group goes on; when a
+machine was lost, Tune starts the run again, with what is left. A batch is shared out among the workers that are there, so the
+result stays what one worker gives, within rounding. (Ray Train's own elastic groups reserve their workers elsewhere: those of
+a trial that was stopped early stay reserved for three minutes, and the next one waits for them.)
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray import tune
 from ray.train.backend import Backend
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from dfkt.store.files import Storage
+from dfkt.study.capacity import count_slots
 from dfkt.study.cluster import NETWORK_INTERFACE
 from dfkt.study.driver import Run, Workers, warned
 from dfkt.study.failures import CodeError, code_error, may_pass
@@ -27,7 +35,11 @@ from dfkt.training.parallel import Group
 from dfkt.training.run import Job, Payload, run_job
 
 RESIZE_SECONDS = 60.0
-"""Between looks at whether a group may have more workers: each change costs the epoch that is under way and a start."""
+"""A group trains at least so long before it makes room for a larger one: each change costs a start of the workers."""
+SETTLED = 3.0
+"""Seconds without further free workers after which a group starts with those that are there."""
+FREE_SECONDS = 120.0
+"""That workers may take to start which were seen to be free."""
 
 
 def run_group(run: Run, workers: Workers, max_failures: int, patience: float) -> None:
@@ -38,18 +50,55 @@ def run_group(run: Run, workers: Workers, max_failures: int, patience: float) ->
         workers: What it spans.
         max_failures: Tries to get the workers together.
         patience: Seconds that a try takes at most.
+
+    Raises:
+        TimeoutError: If fewer workers than the fewest came in time.
     """
-    _set_up_train(patience)
+    elastic = workers.most > workers.count
+    _set_up_train(FREE_SECONDS if elastic else patience)
+    over = False
+    while not over:
+        count = _count_free(workers, patience) if elastic else workers.count
+        more = [placement_group([workers.resources]) for _ in range(workers.most - count)]
+        try:
+            over = _train(run, replace(workers, count=count), max_failures, more)
+        finally:
+            for group in more:
+                remove_placement_group(group)
+
+
+def _count_free(workers: Workers, patience: float) -> int:
+    """Return how many workers the cluster has free, once it has the fewest; no more than the most.
+
+    Raises:
+        TimeoutError: If it has not in time.
+    """
+    fewest = placement_group([workers.resources] * workers.count, strategy=workers.strategy)  # what an autoscaler sees
+    try:
+        if not fewest.wait(timeout_seconds=patience):
+            raise TimeoutError(f"{workers.count} workers were not free within {patience / 60:g} min")
+    finally:
+        remove_placement_group(fewest)
+    best, since = workers.count, time.monotonic()
+    while best < workers.most and time.monotonic() - since < SETTLED:
+        free = count_slots(workers, ray._private.state.available_resources_per_node().values())
+        if free > best:
+            best, since = min(free, workers.most), time.monotonic()
+        time.sleep(0.2)
+    return best
+
+
+def _train(run: Run, workers: Workers, max_failures: int, more: list[PlacementGroup]) -> bool:
+    """Train on a group; return whether the run is over, or makes room for a larger one."""
     trainer = ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config={"job": run.job},
+        train_loop_config={"job": run.job, "more": more},
         torch_config=_Torch(backend=None if workers.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count if workers.most == workers.count else (workers.count, workers.most),
+            num_workers=workers.count,
             use_gpu=bool(workers.gpus),
             resources_per_worker=workers.resources,
             placement_strategy=workers.strategy,
-            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=ray.train.RunConfig(
             name=run.folder_name,
@@ -62,19 +111,20 @@ def run_group(run: Run, workers: Workers, max_failures: int, patience: float) ->
         ),
     )
     try:
-        trainer.fit()
+        return trainer.fit().return_value is not False
     except ray.train.TrainingFailedError as error:
         raised = code_error(error)
         if raised is None:
             raise  # Tune starts the group again
         tune.report(raised.payload)
+        return True
 
 
-def _set_up_train(patience: float) -> None:
+def _set_up_train(seconds: float) -> None:
     """Tell Ray Train, which reads it from this process's environment, how long to wait, and whether to watch for warnings."""
     several = sum(node["Alive"] for node in ray.nodes()) > 1  # on a single machine nothing is taken away
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if several else "0"
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{max(patience, 60.0):g}"
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{max(seconds, 60.0):g}"
 
 
 @dataclass
@@ -100,17 +150,31 @@ def _name_interface() -> None:
         os.environ.setdefault(name, interface)
 
 
-def _work(settings: dict[str, Any]) -> None:
-    """Do a run as one of Ray Train's workers."""
+def _work(settings: dict[str, Any]) -> bool:
+    """Do a run as one of Ray Train's workers; return whether it is over, or shall go on with more workers."""
     job: Job = settings["job"]
     os.environ["OMP_NUM_THREADS"] = str(job.placement.threads)
     device = str(ray.train.torch.get_device()) if job.placement.device == "cuda" else job.placement.device
     context = ray.train.get_context()
     job = replace(job, placement=replace(job.placement, device=device))
+    group = Group(context.get_world_rank(), context.get_world_size())
+    more: list[PlacementGroup] = settings["more"]
+    yields = partial(_agree, group, torch.device(device), partial(_has_come, more, time.monotonic())) if more else None
     try:
-        run_job(job, _report, Group(context.get_world_rank(), context.get_world_size()), warned=warned)
+        return run_job(job, _report, group, warned=warned, yields=yields)
     except Exception as error:
         raise (error if may_pass(error) else CodeError.of(error)) from None
+
+
+def _has_come(more: list[PlacementGroup], began: float) -> bool:
+    """Whether another worker may be had, and the group has trained for long enough to make room."""
+    return time.monotonic() - began >= RESIZE_SECONDS and any(group.wait(timeout_seconds=0.01) for group in more)
+
+
+def _agree(group: Group, device: torch.device, ask: Callable[[], bool]) -> bool:
+    """Return what the first worker says, on all of them."""
+    said = torch.tensor([float(group.rank == 0 and ask())], device=device)
+    return bool(group.mean(said) > 0)
 
 
 def _report(payload: Payload) -> None:

@@ -157,9 +157,14 @@ def check_run(config: RunConfig, data: ImageSet, log: Callable[[str], None] = la
 
 
 def run_job(
-    job: Job, report: Report, group: Group | None = None, *, warned: Callable[[], bool] = lambda: False
-) -> None:
-    """Run a job to its end, from its checkpoint if it has one.
+    job: Job,
+    report: Report,
+    group: Group | None = None,
+    *,
+    warned: Callable[[], bool] = lambda: False,
+    yields: Callable[[], bool] | None = None,
+) -> bool:
+    """Run a job from its checkpoint, if it has one, to its end; return whether that was reached.
 
     Every report holds ``records`` (the epochs not reported by this attempt before; after a restart, all of them),
     ``rung_epoch`` once the student can classify, with ``val_accuracy`` or, at a rung, ``rung_accuracy``, and
@@ -170,6 +175,7 @@ def run_job(
         report: Called after every epoch and stage, and at every rung.
         group: The data-parallel processes, of which this is one.
         warned: Whether this machine may be taken away soon: then every epoch and stage leaves a checkpoint.
+        yields: Whether the run shall end at the next checkpoint, to be taken up by other processes; all workers are told alike.
     """
     group = group or Group()
     device = torch.device(job.placement.device)
@@ -182,12 +188,13 @@ def run_job(
         data = images_for(job.config.data, job.placement)
         make = partial(build_training, job.config, data, job.teacher, group, job.keeping)
         training = _resume(job, make, history, clock)
-        _train(job, training, history, clock, report, warned)
+        return _train(job, training, history, clock, report, warned, yields or (lambda: False))
     except DfktError as error:
         seconds = 0.0 if training is None else training.device_seconds
         spent = {"device_seconds": seconds, "workers": group.world}
         failure = {"records": history, "failure": str(error), "peak_memory_bytes": peak_memory(device)}
         report(failure | spent | clock.read())
+        return True
 
 
 def _resume(job: Job, make: Callable[[], Training], history: list[Record], clock: _Clock) -> Training:
@@ -200,8 +207,14 @@ def _resume(job: Job, make: Callable[[], Training], history: list[Record], clock
 
 
 def _train(
-    job: Job, training: Training, history: list[Record], clock: _Clock, report: Report, warned: Callable[[], bool]
-) -> None:
+    job: Job,
+    training: Training,
+    history: list[Record],
+    clock: _Clock,
+    report: Report,
+    warned: Callable[[], bool],
+    yields: Callable[[], bool],
+) -> bool:
     reported = 0
     storage, every = Storage(job.storage), job.placement.checkpoint_every
     total = training.ends[-1]
@@ -213,20 +226,24 @@ def _train(
         reported = len(history)
 
     for record in training.run(job.rungs, on_rung=send):
-        due = training.index % every == 0 or training.step == total
-        if training.group.rank == 0 and (due or warned()):
+        over = training.step == total
+        ends_here = not over and yields()
+        if training.group.rank == 0 and (training.index % every == 0 or over or ends_here or warned()):
             extra = {"history": [*history, record], "clock": clock.read(), "key": job.config.key}
             save_state(storage, training.state() | extra)
-        if training.step < total:
-            send(record)
-        else:
+        if over:
             history.append(record)
+        else:
+            send(record)
+        if ends_here:
+            return False
     last = _payload(history, min(reported, len(history) - 1), training) | {"complete": True}
     if job.test:
         last |= _test(job, training)
     if (job.keep or job.test) and training.group.rank == 0:
         keep_student(storage, job.config.student, training.student.network, training.data)
     report(last | clock.read())
+    return True
 
 
 def _payload(history: list[Record], reported: int, training: Training) -> Payload:

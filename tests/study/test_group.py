@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,8 @@ import pytest
 import ray.train.torch
 
 from dfkt.study import group as group_module
-from dfkt.study.driver import Driver, Run, Workers
+from dfkt.study.driver import Driver, Run, Workers, warned
+from dfkt.study.failures import may_pass
 from dfkt.study.host import interface_of
 
 Given = dict[str, Any]
@@ -24,7 +26,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Given]:
 
     def trainer(loop: Any, **given: Any) -> Any:
         found.append(given)
-        return SimpleNamespace(fit=lambda: None)
+        return SimpleNamespace(fit=lambda: SimpleNamespace(return_value=True))
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", trainer)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
@@ -52,14 +54,100 @@ def test_trials_and_final_runs_take_the_same_workers_and_the_same_batch(runs: li
     assert all(Path(given["run_config"].storage_path) == Path(trial.study) / "ray" for given in made)
 
 
-def test_a_group_of_a_fixed_size_has_that_size_and_one_that_may_change_has_both(
-    runs: list[Run], made: list[Given]
+class Asked:
+    """A placement group that was asked for."""
+
+    def __init__(self, bundles: list[Any], strategy: str = "PACK") -> None:
+        self.bundles, self.strategy, self.there, self.removed = bundles, strategy, True, False
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Whether it is there."""
+        return self.there
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A cluster with some free machines, and what it is asked for."""
+    found = SimpleNamespace(groups=[], free=[{"CPU": 1.0}, {"CPU": 2.0}])
+
+    def ask(bundles: list[Any], strategy: str = "PACK") -> Asked:
+        found.groups.append(Asked(bundles, strategy))
+        group: Asked = found.groups[-1]
+        return group
+
+    monkeypatch.setattr(group_module, "placement_group", ask)
+    monkeypatch.setattr(group_module, "remove_placement_group", lambda group: setattr(group, "removed", True))
+    monkeypatch.setattr(group_module, "SETTLED", 0.3)
+    available = lambda: dict(enumerate(found.free))  # noqa: E731
+    monkeypatch.setattr(ray._private.state.state, "_connect_and_get_accessor", lambda: None)
+    monkeypatch.setattr(ray._private.state, "available_resources_per_node", available)
+    return found
+
+
+def test_a_group_of_a_fixed_size_asks_for_that_and_nothing_else(
+    runs: list[Run], made: list[Given], asked: SimpleNamespace
 ) -> None:
-    for workers in (Workers(3, 1, 0), Workers(2, 1, 0, up_to=8, spread=True), Workers(2, 1, 0, up_to=2)):
+    for workers in (Workers(3, 1, 0), Workers(2, 1, 0, up_to=2, spread=True)):
         Driver(workers, 1)(runs[0])
     scales = [given["scaling_config"] for given in made]
-    assert [scale.num_workers for scale in scales] == [3, (2, 8), 2]
-    assert [scale.placement_strategy for scale in scales] == ["PACK", "SPREAD", "PACK"]
+    assert [(scale.num_workers, scale.placement_strategy) for scale in scales] == [(3, "PACK"), (2, "SPREAD")]
+    assert asked.groups == []
+
+
+def test_a_group_that_may_change_starts_with_what_is_free_and_asks_for_the_rest(
+    runs: list[Run], made: list[Given], asked: SimpleNamespace
+) -> None:
+    Driver(Workers(2, 1, 0, up_to=8), 1)(runs[0])
+    assert made[0]["scaling_config"].num_workers == 3
+    assert [len(group.bundles) for group in asked.groups] == [2, *[1] * 5]  # the fewest, then each of the rest
+    assert made[0]["train_loop_config"]["more"] == asked.groups[1:]
+    assert all(group.removed for group in asked.groups)
+    assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "120"
+
+    asked.groups.clear()
+    asked.free += [{"CPU": 9.0}]
+    Driver(Workers(2, 1, 0, up_to=8), 1)(runs[0])
+    assert made[1]["scaling_config"].num_workers == 8
+    assert made[1]["train_loop_config"]["more"] == []
+
+
+def test_a_group_that_made_room_goes_on_with_more(
+    runs: list[Run], made: list[Given], asked: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = iter([False, False, True])
+
+    def fit() -> Any:
+        asked.free += [{"CPU": 1.0}]
+        return SimpleNamespace(return_value=next(ends))
+
+    monkeypatch.setattr(
+        ray.train.torch, "TorchTrainer", lambda loop, **given: made.append(given) or SimpleNamespace(fit=fit)
+    )
+    Driver(Workers(2, 1, 0, up_to=8), 1)(runs[0])
+    assert [given["scaling_config"].num_workers for given in made] == [3, 4, 5]
+    assert all(group.removed for group in asked.groups)
+
+
+def test_too_few_workers_are_waited_for_and_not_for_ever(
+    runs: list[Run], made: list[Given], asked: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Asked, "wait", lambda self, timeout_seconds: False)
+    with pytest.raises(TimeoutError, match=r"4 workers were not free within 0\.5 min") as told:
+        Driver(Workers(4, 1, 0, up_to=8), 1, patience=30)(runs[0])
+    assert may_pass(told.value)  # Tune tries again
+    assert asked.groups[0].removed
+    assert made == []
+
+
+def test_a_group_makes_room_when_another_worker_may_be_had_and_it_has_trained_for_a_while() -> None:
+    few: list[Any] = [Asked([]), Asked([])]
+    for group in few:
+        group.there = False
+    long_ago = time.monotonic() - group_module.RESIZE_SECONDS
+    assert not group_module._has_come(few, long_ago)
+    few[1].there = True
+    assert group_module._has_come(few, long_ago)
+    assert not group_module._has_come(few, time.monotonic())
 
 
 def test_machines_are_waited_for_and_a_warning_is_watched_for_where_there_are_several(
@@ -103,10 +191,11 @@ def test_a_worker_of_a_group_does_its_share_on_the_device_it_is_given(
     context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: "cuda:1")
-    monkeypatch.setattr(group_module, "run_job", lambda job, report, group, warned: seen.append((job, group)))
+    monkeypatch.setattr(group_module, "run_job", lambda job, report, group, **more: seen.append((job, group)) or more)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job = runs[0].job
     for device in ("cpu", "cuda"):
-        group_module._work({"job": replace(job, placement=replace(job.placement, device=device))})
+        placed = replace(job, placement=replace(job.placement, device=device))
+        assert group_module._work({"job": placed, "more": []}) == {"warned": warned, "yields": None}
     assert [done.placement.device for done, _ in seen] == ["cpu", "cuda:1"]
     assert [(group.rank, group.world) for _, group in seen] == [(1, 2)] * 2
