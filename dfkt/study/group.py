@@ -26,7 +26,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from dfkt.store.files import Storage
-from dfkt.study.capacity import count_slots
 from dfkt.study.cluster import NETWORK_INTERFACE
 from dfkt.study.driver import Run, Workers, warned
 from dfkt.study.failures import CodeError, code_error, may_pass
@@ -70,22 +69,29 @@ def run_group(run: Run, workers: Workers, max_failures: int, patience: float) ->
 def _count_free(workers: Workers, patience: float) -> int:
     """Return how many workers the cluster has free, once it has the fewest; no more than the most.
 
+    They are reserved for a moment: what the cluster lists may lie on a machine that has just died.
+
     Raises:
-        TimeoutError: If it has not in time.
+        TimeoutError: If it has not the fewest in time.
     """
-    fewest = placement_group([workers.resources] * workers.count, strategy=workers.strategy)  # what an autoscaler sees
+    fewest = placement_group([workers.resources] * workers.count, strategy=workers.strategy)
+    rest = [placement_group([workers.resources]) for _ in range(workers.most - workers.count)]
     try:
         if not fewest.wait(timeout_seconds=patience):
             raise TimeoutError(f"{workers.count} workers were not free within {patience / 60:g} min")
+        found, since = 0, time.monotonic()
+        while found < len(rest) and time.monotonic() - since < SETTLED:
+            if (there := sum(map(_is_there, rest))) > found:
+                found, since = there, time.monotonic()
+            time.sleep(0.1)
+        return workers.count + found
     finally:
-        remove_placement_group(fewest)
-    best, since = workers.count, time.monotonic()
-    while best < workers.most and time.monotonic() - since < SETTLED:
-        free = count_slots(workers, ray._private.state.available_resources_per_node().values())
-        if free > best:
-            best, since = min(free, workers.most), time.monotonic()
-        time.sleep(0.2)
-    return best
+        for group in (fewest, *rest):
+            remove_placement_group(group)
+
+
+def _is_there(group: PlacementGroup) -> bool:
+    return bool(group.wait(timeout_seconds=0.01))
 
 
 def _train(run: Run, workers: Workers, max_failures: int, more: list[PlacementGroup]) -> bool:
@@ -168,7 +174,7 @@ def _work(settings: dict[str, Any]) -> bool:
 
 def _has_come(more: list[PlacementGroup], began: float) -> bool:
     """Whether another worker may be had, and the group has trained for long enough to make room."""
-    return time.monotonic() - began >= RESIZE_SECONDS and any(group.wait(timeout_seconds=0.01) for group in more)
+    return time.monotonic() - began >= RESIZE_SECONDS and any(map(_is_there, more))
 
 
 def _agree(group: Group, device: torch.device, ask: Callable[[], bool]) -> bool:

@@ -68,19 +68,17 @@ class Asked:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A cluster with some free machines, and what it is asked for."""
-    found = SimpleNamespace(groups=[], free=[{"CPU": 1.0}, {"CPU": 2.0}])
+    found = SimpleNamespace(groups=[], free=3)
 
     def ask(bundles: list[Any], strategy: str = "PACK") -> Asked:
-        found.groups.append(Asked(bundles, strategy))
-        group: Asked = found.groups[-1]
+        group = Asked(bundles, strategy)
+        group.there = sum(len(g.bundles) for g in (*found.groups, group) if not g.removed) <= found.free
+        found.groups.append(group)
         return group
 
     monkeypatch.setattr(group_module, "placement_group", ask)
     monkeypatch.setattr(group_module, "remove_placement_group", lambda group: setattr(group, "removed", True))
     monkeypatch.setattr(group_module, "SETTLED", 0.3)
-    available = lambda: dict(enumerate(found.free))  # noqa: E731
-    monkeypatch.setattr(ray._private.state.state, "_connect_and_get_accessor", lambda: None)
-    monkeypatch.setattr(ray._private.state, "available_resources_per_node", available)
     return found
 
 
@@ -99,13 +97,17 @@ def test_a_group_that_may_change_starts_with_what_is_free_and_asks_for_the_rest(
 ) -> None:
     Driver(Workers(2, 1, 0, up_to=8), 1)(runs[0])
     assert made[0]["scaling_config"].num_workers == 3
-    assert [len(group.bundles) for group in asked.groups] == [2, *[1] * 5]  # the fewest, then each of the rest
-    assert made[0]["train_loop_config"]["more"] == asked.groups[1:]
+    assert [len(group.bundles) for group in asked.groups] == [
+        2,
+        *[1] * 6,
+        *[1] * 5,
+    ]  # who is free, then what is missing
+    assert made[0]["train_loop_config"]["more"] == asked.groups[7:]
     assert all(group.removed for group in asked.groups)
     assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "120"
 
     asked.groups.clear()
-    asked.free += [{"CPU": 9.0}]
+    asked.free += 9
     Driver(Workers(2, 1, 0, up_to=8), 1)(runs[0])
     assert made[1]["scaling_config"].num_workers == 8
     assert made[1]["train_loop_config"]["more"] == []
@@ -117,7 +119,7 @@ def test_a_group_that_made_room_goes_on_with_more(
     ends = iter([False, False, True])
 
     def fit() -> Any:
-        asked.free += [{"CPU": 1.0}]
+        asked.free += 1
         return SimpleNamespace(return_value=next(ends))
 
     monkeypatch.setattr(
