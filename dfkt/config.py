@@ -32,6 +32,7 @@ AS_KEY = "as_key"
 NO_KEY = {AS_KEY: lambda value: None}
 """Metadata of a field that counts in no key."""
 IF_GIVEN = {"if_given": True}
+PRETRAINED_OWN = "own"
 """Metadata of a field that counts in a key unless it is ``None``: it came later, and earlier keys stay what they were."""
 
 
@@ -81,7 +82,7 @@ class NetworkConfig:
     """A network, by name, with the places where its features are read."""
 
     name: str = "resnet8"
-    """``resnet8`` … ``resnet110`` (6n+2), a torchvision name such as ``torchvision:resnet18``, or ``package.module:function``."""
+    """``resnet8`` … ``resnet110`` (6n+2), ``torchvision:NAME``, ``timm:NAME``, or ``package.module:function``."""
     width: float = 1.0
     """Multiplies the 6n+2 ResNets' channels (16, 32, 64)."""
     taps: tuple[str, ...] | None = None
@@ -147,20 +148,26 @@ class TeacherConfig:
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(name="resnet26"))
     checkpoint: str | None = field(default=None, metadata=NO_KEY)
     """File with a state dict; ``None`` trains the teacher or finds the one trained before."""
+    pretrained: str | None = field(default=None, metadata=IF_GIVEN)
+    """What its training begins with: ``own``, torchvision's or timm's weights, or a file with a state dict; ``None``: nothing."""
     rate: float = 0.1
     """Learning rate at the start of its training."""
     train: TrainConfig = field(default_factory=TrainConfig)
     mean: tuple[float, ...] | None = field(default=None, metadata=IF_GIVEN)
-    """What normalised the checkpoint's images, in units of 0..1: a number per channel, or one; ``None`` is the image set's."""
+    """What normalised the images of its weights, in units of 0..1: a number per channel, or one; ``None``: a library's weights
+    know it, for others it is the image set's."""
     std: tuple[float, ...] | None = field(default=None, metadata=IF_GIVEN)
     """As ``mean``."""
 
     def __post_init__(self) -> None:
         check_rule(is_finite(self.rate) and self.rate > 0, "rate > 0", rate=self.rate)
+        both = self.checkpoint is not None and self.pretrained is not None
+        check_rule(not both, "a teacher has a checkpoint or begins with one", pretrained=self.pretrained)
         mean, std = self.mean, self.std
         check_rule((mean is None) == (std is None), "a teacher's mean and std come together", mean=mean, std=std)
         if mean is not None and std is not None:
-            check_rule(bool(self.checkpoint), "a teacher's mean and std need a checkpoint", checkpoint=self.checkpoint)
+            given = bool(self.checkpoint or self.pretrained)
+            check_rule(given, "a teacher's mean and std need a checkpoint", checkpoint=self.checkpoint)
             ok = bool(mean) and all(is_finite(value) and 0 <= value <= 1 for value in mean)
             check_rule(ok, "0 <= mean <= 1", "Of images in 0..255, divide mean and std by 255.", mean=mean)
             check_rule(bool(std) and all(is_finite(value) and value > 0 for value in std), "std > 0", std=std)

@@ -13,6 +13,7 @@ from typing import Any
 from dfkt.cli.numbers import number, whole
 from dfkt.config import (
     KNOWN_SETS,
+    PRETRAINED_OWN,
     DataConfig,
     NetworkConfig,
     Placement,
@@ -22,6 +23,9 @@ from dfkt.config import (
     check_choice,
 )
 from dfkt.errors import ConfigError
+
+FINE_TUNING_RATE = 0.01
+"""Where a teacher's training begins with weights that know something already."""
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -45,17 +49,30 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def add_networks(parser: argparse.ArgumentParser, *, student: bool = True) -> None:
     """Add the switches that choose networks."""
-    group = parser.add_argument_group("networks (resnetN, torchvision:NAME or package.module:function)")
+    group = parser.add_argument_group("networks (resnetN, torchvision:NAME, timm:NAME or package.module:function)")
     for role, usual in (("teacher", "resnet26"), ("student", "resnet8"))[: 2 if student else 1]:
         group.add_argument(f"--{role}", help=f"the {role} network (default: the script's, or {usual})")
         group.add_argument(f"--{role}-width", type=number, help=f"multiplies the {role} ResNet's channels")
         group.add_argument(f"--{role}-taps", help="module paths of its taps, bottom to top, separated by commas")
     group.add_argument("--teacher-checkpoint", help="a state dict to use instead of training a teacher")
+    group.add_argument(
+        "--teacher-pretrained",
+        nargs="?",
+        const=PRETRAINED_OWN,
+        metavar="FILE",
+        help="begin the teacher's training with torchvision's or timm's own weights, or with a file's; the last layer is new "
+        "where the classes are others",
+    )
+    group.add_argument(
+        "--teacher-rate",
+        type=number,
+        help=f"learning rate at the start of its training (default: 0.1; {FINE_TUNING_RATE} with --teacher-pretrained)",
+    )
     for moment, usual in (("mean", "0.485,0.456,0.406"), ("std", "0.229,0.224,0.225")):
         group.add_argument(
             f"--teacher-{moment}",
-            help=f"{moment} by which the checkpoint's images were normalised, of images in 0..1: one number per channel, "
-            f"such as {usual}, or one for all (default: the image set's)",
+            help=f"{moment} by which the images of its weights were normalised, of images in 0..1: one number per channel, "
+            f"such as {usual}, or one for all (default: a library's own, else the image set's)",
         )
     if student:
         group.add_argument("--teacher-epochs", type=number, help="epochs of the teacher's training")
@@ -196,11 +213,15 @@ def with_network(config: NetworkConfig, a: argparse.Namespace, role: str) -> Net
 def with_teacher(config: TeacherConfig, a: argparse.Namespace) -> TeacherConfig:
     """Return a teacher with what was chosen."""
     train = updated(config.train, epochs=a.teacher_epochs, batch_size=a.batch_size, precision=a.precision)
+    pretrained = a.teacher_pretrained
+    fine = pretrained is not None and config.rate == TeacherConfig.rate
     changed = updated(
         config,
         network=with_network(config.network, a, "teacher"),
         train=train,
         checkpoint=absolute_path(a.teacher_checkpoint),
+        pretrained=pretrained if pretrained == PRETRAINED_OWN else absolute_path(pretrained),
+        rate=FINE_TUNING_RATE if fine and a.teacher_rate is None else a.teacher_rate,
         mean=split_numbers("--teacher-mean", a.teacher_mean),
         std=split_numbers("--teacher-std", a.teacher_std),
     )

@@ -1,7 +1,7 @@
 """The one table from a network's name to its constructor, and where a network's taps are.
 
-Three kinds of names are known: ``resnetN`` with N = 6n+2 (the networks of the method's own experiments),
-``torchvision:NAME`` for torchvision's classifiers, and ``package.module:function`` for anything else. Every
+Four kinds of names are known: ``resnetN`` with N = 6n+2 (the networks of the method's own experiments),
+``torchvision:NAME`` and ``timm:NAME`` for these libraries' classifiers, and ``package.module:function`` for anything else. Every
 network maps images ``[B, C, H, W]`` to logits ``[B, num_classes]``; no weights are ever downloaded.
 """
 
@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torchvision
 from torch import nn
@@ -31,6 +32,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 _OWN = re.compile(r"resnet(\d+)")
 _LIBRARIES = ("torchvision", "timm")
 """What stands for a library before the colon of a network's name, not for a module."""
+_TIMM = "timm (pip install 'dfkt[timm]')"
 
 
 def _torchvision_names() -> list[str]:
@@ -118,6 +120,8 @@ def build_network(config: NetworkConfig, *, num_classes: int, in_channels: int) 
         )
     if config.name.startswith("torchvision:"):
         return _from_torchvision(config.name, num_classes, in_channels)
+    if config.name.startswith("timm:"):
+        return _from_timm(config.name, num_classes, in_channels)
     if ":" in config.name:
         return _from_import(config.name, num_classes, in_channels)
     raise _unknown(config.name)
@@ -126,7 +130,7 @@ def build_network(config: NetworkConfig, *, num_classes: int, in_channels: int) 
 def _unknown(name: str) -> NetworkError:
     near = difflib.get_close_matches(name, network_names(), n=3)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    known = f"{', '.join(NETWORKS)} (any 6n+2), torchvision:NAME for its classifiers, package.module:function"
+    known = f"{', '.join(NETWORKS)} (any 6n+2), torchvision:NAME and timm:NAME for classifiers, package.module:function"
     return NetworkError(f"Unknown network {name!r}.{meant} Known: {known}.")
 
 
@@ -141,6 +145,24 @@ def _from_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Modul
     network: nn.Module = torchvision.models.get_model(short, weights=None, num_classes=num_classes, **extra)
     if in_channels != 3:
         _replace_first_conv(network, in_channels)
+    return network
+
+
+def _from_timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    """Build a network of timm's; ``.tag`` behind its name says which weights :mod:`dfkt.networks.pretrained` takes."""
+    try:
+        import timm
+    except ImportError as error:
+        raise NetworkError(f"{name} needs {_TIMM}, but it cannot be imported: {one_line(error)}.") from error
+    short = name.removeprefix("timm:")
+    if not timm.is_model(short.partition(".")[0]):
+        near = difflib.get_close_matches(short, timm.list_models(), n=3)
+        meant = f" Did you mean {' or '.join(f'timm:{other}' for other in near)}?" if near else ""
+        raise NetworkError(f"Unknown network {name!r}.{meant} `timm.list_models()` lists timm's.")
+    try:
+        network: nn.Module = timm.create_model(short, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+    except Exception as error:  # a tag that is none, or a network that takes no such images
+        raise NetworkError(f"Cannot build network {name!r}: {one_line(error)}.") from error
     return network
 
 
@@ -192,8 +214,8 @@ def network_taps(
 ) -> tuple[str, ...]:
     """Return the module paths of a network's taps, from bottom to top.
 
-    ``config.taps`` if given; else the network's own ``taps``; else, for a network built like torchvision's
-    ResNets, ``maxpool`` and every block of ``layer1`` … ``layer4``.
+    ``config.taps`` if given; else the network's own ``taps``; else those of timm's ``feature_info``; else, for a network built
+    like torchvision's ResNets, ``maxpool`` and every block of ``layer1`` … ``layer4``.
 
     Args:
         network: Left as it is.
@@ -212,6 +234,8 @@ def network_taps(
     own = getattr(network, "taps", None)
     if isinstance(own, (tuple, list)) and all(isinstance(tap, str) for tap in own):
         return tuple(own)
+    if len(named := _feature_modules(network)) >= 2:
+        return named
     groups = {f"layer{g}": getattr(network, f"layer{g}", None) for g in (1, 2, 3, 4)}
     if hasattr(network, "maxpool") and all(isinstance(group, nn.Sequential) for group in groups.values()):
         blocks = (f"{name}.{b}" for name, group in groups.items() if group is not None for b in range(len(group)))
@@ -220,3 +244,12 @@ def network_taps(
     raise TapError(
         f"{type(network).__name__} does not know its taps; name them, from bottom to top, such as: {suggested}."
     )
+
+
+def _feature_modules(network: nn.Module) -> tuple[str, ...]:
+    """Return the modules that timm says features are read at, as far as the network has them."""
+    found: Any = getattr(network, "feature_info", ())
+    listed = getattr(found, "info", found)
+    modules = dict(network.named_modules())
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, (list, tuple)) else []
+    return tuple(str(entry["module"]) for entry in entries if entry.get("module") in modules)

@@ -53,14 +53,21 @@ def run_group(run: Run, workers: Workers, max_failures: int, patience: float) ->
     Raises:
         TimeoutError: If fewer workers than the fewest came in time.
     """
-    elastic = workers.most > workers.count
-    _set_up_train(FREE_SECONDS if elastic else patience)
-    over = False
+    if workers.most == workers.count:
+        _set_up_train(patience)
+        _train(run, workers, max_failures, [])
+        return
+    _set_up_train(FREE_SECONDS)
+    failures, over = 0, False
     while not over:
-        count = _count_free(workers, patience) if elastic else workers.count
+        count = _count_free(workers, patience)
         more = [placement_group([workers.resources]) for _ in range(workers.most - count)]
         try:
-            over = _train(run, replace(workers, count=count), max_failures, more)
+            over = _train(run, replace(workers, count=count), 0, more)
+        except ray.train.ControllerError:  # a machine was lost before all workers had begun: there may be fewer now
+            failures += 1
+            if failures > max_failures:
+                raise
         finally:
             for group in more:
                 remove_placement_group(group)

@@ -13,8 +13,9 @@ from dfkt.store.files import Storage
 from dfkt.study.opened import OpenStudy
 from dfkt.training.cached import images_for, test_images_for
 from dfkt.training.evaluate import evaluate
+from dfkt.training.normalisation import with_normalisation
 from dfkt.training.state import hash_weights, load_state, save_state
-from dfkt.training.teacher import WEIGHTS_FILE, find_teacher, warn_of_chance, with_normalisation
+from dfkt.training.teacher import WEIGHTS_FILE, find_teacher, warn_of_chance
 from dfkt.training.threads import threads
 
 Log = Callable[[str], None]

@@ -11,8 +11,9 @@ from dfkt.data.load import load_data, load_test
 from dfkt.networks.build import network_taps
 from dfkt.networks.tapped import FrozenTeacher
 from dfkt.store.files import Storage
+from dfkt.training.normalisation import renormalise
 from dfkt.training.optim import network_dtype
-from dfkt.training.teacher import load_teacher, renormalise
+from dfkt.training.teacher import load_teacher
 
 
 class _Cache:

@@ -18,17 +18,19 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from dfkt.config import Placement, Precision, TeacherConfig, check_rule, is_finite, key_dict, to_dict
+from dfkt.config import PRETRAINED_OWN, Placement, Precision, TeacherConfig, is_finite, key_dict, to_dict
 from dfkt.data.image_set import ImageSet
 from dfkt.errors import CheckpointError, one_line
 from dfkt.methods.scratch import Scratch
 from dfkt.networks.build import build_network, network_taps
-from dfkt.networks.tapped import FrozenTeacher, Renormalise, TappedNetwork
+from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
 from dfkt.networks.taps import StudentTaps, Tap
 from dfkt.store.files import Storage
 from dfkt.training.evaluate import evaluate
 from dfkt.training.loop import Training
+from dfkt.training.normalisation import renormalise, with_normalisation
 from dfkt.training.optim import network_dtype
+from dfkt.training.pretrained import load_pretrained
 from dfkt.training.probe import probe, refusing
 from dfkt.training.resume import resumed
 from dfkt.training.state import STATE_FILE, hash_weights, load_state, load_weights, own_random, read_weights, save_state
@@ -53,6 +55,8 @@ def recipe_key(config: TeacherConfig, data: ImageSet) -> str:
     """Return 12 hexadecimal digits that name a teacher's training by the settings and the images that it depends on."""
     settings = key_dict(replace(config, network=replace(config.network, taps=None)))
     settings["train"].pop("sync_batch_norm")  # a teacher is trained by one process
+    if config.pretrained not in (None, PRETRAINED_OWN):  # a file: what it holds counts, not where it lies
+        settings["pretrained"] = hash_weights(read_weights(str(config.pretrained)))
     settings["data"] = [data.checksum, len(data.train), data.padding, data.flip]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -177,7 +181,7 @@ def check_teacher(config: TeacherConfig, data: ImageSet, *, tapped: bool, precis
         InputError: If it cannot be built, trained, read or cut, or a user's weights are none for it.
     """
     name, shape = config.network.name, (data.channels, *data.image_size)
-    network = _build(config, data) if config.checkpoint is None else read_own(config, data)
+    network = _begun(config, data) if config.checkpoint is None else read_own(config, data)
     names = network_taps(network, config.network) if tapped else ()
     if config.checkpoint is None:
         _try(config, data, network, learns=True)
@@ -185,32 +189,6 @@ def check_teacher(config: TeacherConfig, data: ImageSet, *, tapped: bool, precis
         frozen = FrozenTeacher(network.to(network_dtype(precision)), names, shape)
     probe(frozen, name, data, precision, learns=False)
     return frozen.taps
-
-
-def renormalise(config: TeacherConfig, data: ImageSet, precision: Precision) -> Renormalise | None:
-    """Return what makes a set's images those that a user's teacher was trained with; ``None`` where they are that already.
-
-    Args:
-        config: The teacher.
-        data: The image set, on the device.
-        precision: Of the run in which the teacher is read.
-
-    Raises:
-        ConfigError: If mean or std has neither one number nor one per channel.
-    """
-    if config.mean is None or config.std is None:
-        return None
-    for name, values in (("mean", config.mean), ("std", config.std)):
-        rule = f"a teacher's {name} has 1 number, or one for each channel of the images: {data.channels}"
-        check_rule(len(values) in (1, data.channels), rule, f"Change --teacher-{name}.", **{name: values})
-    given = (data.mean.new_tensor(values, dtype=torch.float64) for values in (config.mean, config.std))
-    return Renormalise(data.mean, data.std, *given).to(network_dtype(precision))
-
-
-def with_normalisation(config: TeacherConfig, data: ImageSet, network: nn.Module) -> nn.Module:
-    """Return a teacher that takes a set's images: behind its own normalisation, if it has one."""
-    first = renormalise(config, data, config.train.precision)
-    return network if first is None else nn.Sequential(first, network)
 
 
 def _try(config: TeacherConfig, data: ImageSet, network: nn.Module, *, learns: bool) -> None:
@@ -225,7 +203,7 @@ def _trained(config: TeacherConfig, data: ImageSet, placement: Placement, log: L
     name = config.network.name.replace(":", "_")
     storage = Storage(Path(placement.teacher_root).expanduser() / f"{name}-{recipe_key(config, data)}")
     if not storage.exists(WEIGHTS_FILE):
-        _try(config, data, _build(config, data), learns=True)
+        _try(config, data, _begun(config, data), learns=True)
     storage.check_writable()
     with FileLock(Path(storage.path) / ".lock"):
         found = _kept(config, data, storage, log)
@@ -266,16 +244,27 @@ def _build(config: TeacherConfig, data: ImageSet) -> nn.Module:
     return network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def _begun(config: TeacherConfig, data: ImageSet) -> nn.Module:
+    """Return a network as its training begins: new, or with the weights that it is given."""
+    network = _build(config, data)
+    if config.pretrained is not None:
+        load_pretrained(network, config, num_classes=data.num_classes, in_channels=data.channels)
+    return network
+
+
 def _train(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) -> tuple[Teacher, float]:
     """Train from scratch; the description is written last, so that its presence means the teacher is whole."""
     schedule = Scratch(rate=config.rate).schedule(config.train.epochs, StudentTaps(0, ()))
 
     def make() -> Training:
-        student = TappedNetwork(_build(config, data), (), (data.channels, *data.image_size))
+        learning = with_normalisation(config, data, _begun(config, data))
+        student = TappedNetwork(learning, (), (data.channels, *data.image_size))
         return Training(schedule, student, None, data, config.train)
 
     training, _ = resumed(make, storage, log=log)
     network = training.student.network
+    if renormalise(config, data, config.train.precision) is not None:
+        network = network.get_submodule("1")
     began = time.perf_counter() - training.device_seconds
     log(f"training teacher {config.network.name}, {config.train.epochs:g} epochs")
     for record in training.run():

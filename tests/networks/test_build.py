@@ -11,6 +11,7 @@ from torch import nn
 from dfkt.config import NetworkConfig
 from dfkt.errors import ConfigError, NetworkError, TapError
 from dfkt.networks.build import NETWORKS, build_network, network_names, network_taps, split_network_pair
+from dfkt.networks.tapped import FrozenTeacher
 
 
 def build(name, num_classes=10, in_channels=3, **settings):
@@ -37,6 +38,29 @@ def test_auxiliary_logits_are_off(name):
     with torch.device("meta"):
         network = build(f"torchvision:{name}", num_classes=5)
     assert network.aux_logits is False
+
+
+@pytest.mark.parametrize(
+    ("name", "taps"),
+    [
+        ("resnet10t", ("act1", "layer1", "layer2", "layer3", "layer4")),
+        ("mobilenetv3_small_050.lamb_in1k", ("bn1", "blocks.0", "blocks.1", "blocks.3", "blocks.5")),
+        ("regnetx_002", ("stem", "s1", "s2", "s3", "s4")),
+    ],
+)
+def test_timm_networks_take_classes_and_channels_and_are_read_where_timm_reads_them(name, taps):
+    network = build(f"timm:{name}", num_classes=5, in_channels=1).eval()
+    assert network_taps(network, NetworkConfig()) == taps
+    frozen = FrozenTeacher(network, taps, (1, 64, 64))
+    assert [tap.grid for tap in frozen.taps] == sorted((tap.grid for tap in frozen.taps), reverse=True)
+    with torch.no_grad():
+        assert network(torch.randn(1, 1, 64, 64)).shape == (1, 5)
+
+
+def test_without_timm_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(NetworkError, match=r"timm:resnet18 needs timm \(pip install 'dfkt\[timm\]'\), but it cannot"):
+        build("timm:resnet18")
 
 
 @pytest.fixture
@@ -67,6 +91,11 @@ def test_an_imported_function_gets_the_keywords_that_it_takes():
         ({"name": "resent8"}, "Did you mean resnet8"),
         ({"name": "torchvision:resnet19"}, "Did you mean .*torchvision:resnet1"),
         ({"name": "torchvision:fcn_resnet50"}, "not a classifier"),
+        ({"name": "timm:resnet19"}, "Unknown network 'timm:resnet19'. Did you mean timm:resnet18"),
+        (
+            {"name": "timm:resnet18.nope"},
+            r"Cannot build network 'timm:resnet18.nope': .*Invalid pretrained tag \(nope\)",
+        ),
         ({"name": "torchvision:fasterrcnn_resnet50_fpn"}, "not a classifier"),
         ({"name": "torchvision:resnet18", "width": 2.0}, "width=2.0; only resnetN has it"),
         ({"name": "no_such_package:function"}, "Cannot import .*No module named"),

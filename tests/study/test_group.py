@@ -130,6 +130,27 @@ def test_a_group_that_made_room_goes_on_with_more(
     assert all(group.removed for group in asked.groups)
 
 
+def test_a_group_that_loses_a_machine_before_it_has_begun_is_made_anew_of_what_is_left(
+    runs: list[Run], made: list[Given], asked: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit() -> Any:
+        if asked.free == left:
+            return SimpleNamespace(return_value=True)
+        asked.free = left or asked.free
+        raise ray.train.ControllerError(RuntimeError("timed out"))
+
+    monkeypatch.setattr(
+        ray.train.torch, "TorchTrainer", lambda loop, **given: made.append(given) or SimpleNamespace(fit=fit)
+    )
+    left: int | None = 2
+    Driver(Workers(1, 1, 0, up_to=8), 1)(runs[0])
+    assert [given["scaling_config"].num_workers for given in made] == [3, 2]
+    left = None  # never
+    with pytest.raises(ray.train.ControllerError):
+        Driver(Workers(1, 1, 0, up_to=8), 1)(runs[0])
+    assert len(made) == 4  # one more try
+
+
 def test_too_few_workers_are_waited_for_and_not_for_ever(
     runs: list[Run], made: list[Given], asked: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

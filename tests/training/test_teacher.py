@@ -21,6 +21,7 @@ from dfkt.store.files import Storage
 from dfkt.training import teacher as module
 from dfkt.training.cached import teacher_for
 from dfkt.training.evaluate import evaluate
+from dfkt.training.normalisation import renormalise, with_normalisation
 from dfkt.training.optim import network_dtype
 from dfkt.training.state import hash_weights, load_state, read_weights, save_state
 from dfkt.training.teacher import (
@@ -29,9 +30,7 @@ from dfkt.training.teacher import (
     load_teacher,
     read_own,
     recipe_key,
-    renormalise,
     warn_of_chance,
-    with_normalisation,
 )
 
 CONFIG = TeacherConfig(network=NetworkConfig(name="resnet8", width=0.25), train=TrainConfig(epochs=3, batch_size=32))
