@@ -188,6 +188,8 @@ def with_another(config: Any, path: tuple[str, ...]) -> Any:
     value = getattr(config, name)
     if below:
         return replace(config, **{name: with_another(value, tuple(below))})
+    if name == "pretrained":  # which a checkpoint leaves no place for
+        return replace(config, pretrained="own", checkpoint=None)
     new = OTHER.get(name, CHANGED[type(value)])
     if new == value:
         new = "constant" if isinstance(value, str) else not value if isinstance(value, bool) else 2 * value

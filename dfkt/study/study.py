@@ -103,10 +103,8 @@ def run_studies(
             _opened(config, folder, known, placement, given)
             for config, folder, known in zip(configs, folders, checked, strict=True)
         ]
-        for study in studies if again else ():
-            retry_failed(study.store, study.config)
         for study in studies if starts else ():
-            mend_journal(study.store.storage, partial(study.store.rows, "trial"), log)
+            _make_ready(study, again, log)
         for study in studies:  # when all are open: one that is stopped here can be resumed with all others
             keep_teacher(study, log)
         queue = Queue(studies, log)
@@ -224,6 +222,13 @@ def _opened(
 ) -> OpenStudy:
     store = open_store(config, folder, known.about, known.taps, **given)
     return OpenStudy(config, store, placed, known.taps, known.pairs)
+
+
+def _make_ready(study: OpenStudy, again: bool, log: Log) -> None:
+    """Let failed runs be tried again, if they shall be, and see to it that Optuna's journal says what the store says."""
+    if again:
+        retry_failed(study.store, study.config)
+    mend_journal(study.store.storage, partial(study.store.rows, "trial"), log)
 
 
 def _trial_name(trial: Trial) -> str:
