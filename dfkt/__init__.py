@@ -10,9 +10,9 @@ from dfkt.methods.registry import METHODS, find_method
 from dfkt.methods.space import Draw, Range, Space
 from dfkt.networks.taps import StudentTaps
 from dfkt.store.study_store import Study, read_study
+from dfkt.students.package import Student, load_student
 from dfkt.study.config import ArmConfig, StudyConfig, ablations, default_arms
 from dfkt.training.config import RunConfig
-from dfkt.training.students import Student, load_student
 
 __all__ = [
     "METHODS",

@@ -16,6 +16,7 @@ from dfkt.methods.dfkt import Dfkt, StageOrder
 from dfkt.methods.patterns import FAMILIES
 from dfkt.methods.registry import METHODS
 from dfkt.methods.scratch import Scratch
+from dfkt.students.keep import keep_student
 from dfkt.study.config import ABLATIONS
 from dfkt.training.run import Job, run_job
 
@@ -74,13 +75,11 @@ OWN = NetworkConfig(name="small_runs:usual_norms")
 
 @pytest.mark.parametrize("student", [None, OWN], ids=["resnet8", "own network"])
 def test_the_guides_lines_load_any_student_that_a_run_left(run_config, placement, tmp_path, monkeypatch, student):
-    (code,) = re.findall(
-        r"\*\*Loading a student.*?```python\n(.*?)```", (ROOT / "docs/guide.md").read_text(), re.DOTALL
-    )
+    (code,) = re.findall(r"\*\*Using a student.*?```python\n(.*?)```", (ROOT / "docs/guide.md").read_text(), re.DOTALL)
     (folder,) = re.findall(r'load_student\("(.*)"\)', code)
     config = replace(run_config, method=Scratch(), student=student or run_config.student)
     config = replace(config, train=replace(config.train, epochs=1))
-    run_job(Job(config, placement, str(tmp_path / folder), None, test=True), lambda payload: None)
+    run_job(Job(config, placement, str(tmp_path / folder), None, test=True, keep=keep_student), lambda payload: None)
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
     exec(code, found)
@@ -132,6 +131,7 @@ def test_every_title_of_a_column_is_in_the_glossary() -> None:
         "best",
         *tables.COLUMN_NOTES,
         *tables.SEARCH_NOTES,
+        *tables.COST_NOTES,
         *pages.STATE_WORDS.values(),
     }  # `best` is `trial` where arms share a table
     assert titles - glossary().keys() == set()

@@ -30,8 +30,8 @@ def about_study(study: Study) -> About:
 
     ``arms`` in order; ``ablations``: the parent of those that are one; ``searched``: the names of those with trials,
     made or planned; ``trials``: how many were made, by arm; ``skipped``: reasons by arm; ``title train val`` (sizes);
-    ``teacher``, ``student``; ``epochs batch_size``; ``seeds`` of final runs; ``sessions``: commit, hardware, versions and
-    command, equal ones once.
+    ``teacher``, ``student``; ``cost``: parameters and MACs by role, where they were counted; ``epochs batch_size``;
+    ``seeds`` of final runs; ``sessions``: commit, hardware, versions and command, equal ones once.
     """
     meta = study.meta
     config, data = meta["config"], meta.get("data", {})
@@ -51,6 +51,7 @@ def about_study(study: Study) -> About:
         "teacher": _of_network(config["teacher"]["network"])
         | {name: teacher.get(name) for name in ("val_accuracy", "test_accuracy")},
         "student": _of_network(config["student"]),
+        "cost": meta.get("cost", {}),
         "epochs": config["train"]["epochs"],
         "batch_size": config["train"]["batch_size"],
         "seeds": sorted(set(study.finals.seed.dropna().tolist())),

@@ -19,10 +19,19 @@ from dfkt.analysis.figures import (
     study_figures,
     to_storage,
 )
-from dfkt.analysis.statistics import SCRATCH, accuracy_table, pair_table, scratch_level, speed_table
+from dfkt.analysis.statistics import (
+    SCRATCH,
+    accuracy_table,
+    best_student,
+    cost_table,
+    pair_table,
+    scratch_level,
+    speed_table,
+)
 from dfkt.analysis.tables import (
     accuracy_cells,
     column_notes,
+    cost_cells,
     number,
     pair_cells,
     percent,
@@ -33,6 +42,7 @@ from dfkt.analysis.tables import (
 from dfkt.analysis.trust import rung_table
 from dfkt.errors import InputError
 from dfkt.methods.base import Method
+from dfkt.store.files import Storage
 from dfkt.store.rows import best_trials, row_settings, trial_params
 from dfkt.store.study_store import Study
 
@@ -51,19 +61,21 @@ def folder_page(folder: Place, best: int | None = None) -> str:
     storage = to_storage(folder)
     if storage.exists(ABOUT_FILE) and not storage.exists("study.json"):
         return study_page(load_figures(storage), best)
-    studies = read_studies(storage)
-    return "\n\n\n".join(_study_page(setting, study, best) for setting, study in studies.items())
+    studies, one = read_studies(storage), storage.exists("study.json")
+    places = {name: storage if one else storage.sub(name) for name in studies}
+    return "\n\n\n".join(_study_page(name, study, best, places[name]) for name, study in studies.items())
 
 
-def study_page(source: Study | Figures, best: int | None = None) -> str:
+def study_page(source: Study | Figures, best: int | None = None, place: Storage | None = None) -> str:
     """Return all that a finished study has to say: trials, teacher, student, final runs, what is missing, speed.
 
     Args:
         source: A study, or saved figures, which give a page per setting.
         best: How many of a searched arm's best trials are shown; ``None``: 5, or 1 of each where several are searched.
+        place: The study's folder, for the place of its best student.
     """
     if isinstance(source, Study):
-        return _study_page(source.name, source, best)
+        return _study_page(source.name, source, best, place)
     pages = []
     for setting, about in source.about["settings"].items():
         trials = source.trials[source.trials.setting == setting]
@@ -114,13 +126,21 @@ def describe_settings(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {_plain(value)}" for name, value in shown.items())
 
 
-def _study_page(setting: str, study: Study, best: int | None) -> str:
+def _study_page(setting: str, study: Study, best: int | None, place: Storage | None) -> str:
     figures = study_figures({setting: study})
     text = trials_text(study.trials, setting_about(figures, setting)["searched"], best, study.confirmations)
-    return _page(figures, setting, study.trials, text, rung_cells(rung_table(study.trials, study.epochs)))
+    rungs = rung_cells(rung_table(study.trials, study.epochs))
+    return _page(figures, setting, study.trials, text, rungs, place)
 
 
-def _page(figures: Figures, setting: str, trials: pd.DataFrame, searched: str, rungs: pd.DataFrame) -> str:
+def _page(
+    figures: Figures,
+    setting: str,
+    trials: pd.DataFrame,
+    searched: str,
+    rungs: pd.DataFrame,
+    place: Storage | None = None,
+) -> str:
     about, runs = setting_about(figures, setting), figures.runs[figures.runs.setting == setting]
     lines = [f"{setting}: {words.describe_data(about)}", "", searched, ""]
     if len(rungs):
@@ -138,11 +158,17 @@ def _page(figures: Figures, setting: str, trials: pd.DataFrame, searched: str, r
     lines += [f"\n{title}\n{text_table(cells)}" for title, cells in tables.items()]
     names = [str(name) for cells in (*tables.values(), rungs) for name in cells]
     notes = column_notes([*names, *(["again %"] if "again %" in searched else [])])
-    return "\n".join([*lines, "", notes, *verdict(figures, setting)])
+    return "\n".join([*lines, "", notes, *verdict(figures, setting, place)])
 
 
-def verdict(figures: Figures, setting: str) -> list[str]:
-    """Return which arm is best, by how much, and which of its students to take; both are chosen by ``val``."""
+def verdict(figures: Figures, setting: str, place: Storage | None = None) -> list[str]:
+    """Return which arm is best, by how much, and which of its students to take; both are chosen by ``val``.
+
+    Args:
+        figures: What was measured.
+        setting: Which setting.
+        place: The study's folder; without it, the student's is named as it lies there.
+    """
     table = accuracy_table(figures, setting, words.main_arms(setting_about(figures, setting)))
     best = table.iloc[0].against if len(table) else None
     if best is None:
@@ -155,13 +181,13 @@ def verdict(figures: Figures, setting: str) -> list[str]:
         second = others.iloc[0]
         sure = f", p {second.p:.3f}" if pd.notna(second.p) else ""
         text += f", {100 * second.difference:+.2f} points to {second.arm}{sure}"
-    runs = complete_runs(figures, setting)
-    seed = runs[runs.arm == best].sort_values(["last_val_accuracy", "seed"], ascending=[False, True]).seed.iloc[0]
-    return ["", f"{text}; its student that is best by val: students/{best}-seed{seed}"]
+    name = str(best_student(figures, setting))
+    where = f"students/{name}" if place is None else place.sub("students", name).path
+    return ["", f"{text}; its student that is best by val: {where}"]
 
 
 def _final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
-    """Return by title the tables of the final runs: main arms, ablations by their parent, speed over several seeds."""
+    """Return by title the tables of the final runs: main arms, ablations by their parent, speed over several seeds, costs."""
     about, runs = setting_about(figures, setting), complete_runs(figures, setting)
     arms = words.main_arms(about)
     tables = {"final runs:": accuracy_table(figures, setting, arms)}
@@ -176,6 +202,8 @@ def _final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
     if len(speed) > 1 and (runs.arm == SCRATCH).sum() > 1:
         level = percent(scratch_level(figures, setting))
         cells[f"until val accuracy reaches {level} %, what scratch ends with:"] = speed_cells(speed)
+    if cells and (costs := cost_table(figures, setting)):
+        cells["what they cost:"] = cost_cells(costs)
     return cells
 
 

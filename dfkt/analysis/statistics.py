@@ -12,8 +12,10 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import pandas as pd
 
+from dfkt.analysis.about import describe_network, main_arms
 from dfkt.analysis.estimates import Array, bootstrap, crossing, holm, mean_interval, monotone, p_value
 from dfkt.analysis.figures import Figures, complete_curves, complete_runs, setting_about
+from dfkt.students.cost import Cost
 
 SCRATCH = "scratch"
 LEAST_GAP = 0.01
@@ -101,6 +103,38 @@ def reference_arm(done: pd.DataFrame) -> str | None:
     """
     means = done.groupby("arm", sort=False).last_val_accuracy.mean().dropna()
     return str(means.idxmax()) if len(means) else None
+
+
+def best_student(figures: Figures, setting: str) -> str | None:
+    """Return the name of the student to take, ``ARM-seedN``: of the best main arm's by ``val`` the best by ``val``.
+
+    ``None`` where no final run is complete.
+    """
+    known = complete_runs(figures, setting).dropna(subset="test_accuracy")
+    runs = known[known.arm.isin(main_arms(setting_about(figures, setting)))]
+    arm = reference_arm(runs)
+    if arm is None:
+        return None
+    ranked = runs[runs.arm == arm].sort_values(["last_val_accuracy", "seed"], ascending=[False, True])
+    return f"{arm}-seed{ranked.seed.iloc[0]}"
+
+
+def cost_table(figures: Figures, setting: str) -> list[Cost]:
+    """Return what teacher and student cost and reach, the student as the arm that is best by ``val`` trained it.
+
+    All arms train the same network. Empty where nothing was counted, as in studies of earlier versions.
+    """
+    about, found = setting_about(figures, setting), []
+    known = complete_runs(figures, setting).dropna(subset="test_accuracy")
+    runs = known[known.arm.isin(main_arms(about))]
+    tests = {
+        "teacher": about["teacher"].get("test_accuracy"),
+        "student": runs[runs.arm == reference_arm(runs)].test_accuracy.mean(),
+    }
+    for role, counts in about.get("cost", {}).items():
+        name = f"{role} {describe_network(about[role])}"
+        found.append(Cost(name, counts["parameters"], counts["macs"], counts["bytes"], tests[role]))
+    return found
 
 
 def scratch_level(figures: Figures, setting: str) -> float:

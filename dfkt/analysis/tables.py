@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+
+from dfkt.students.cost import Cost, scaled
 
 COLUMN_NOTES = {
     "test %": "mean ± standard deviation over seeds of the last epoch's accuracy; val % likewise",
@@ -35,6 +37,8 @@ SEARCH_NOTES = {
     "that ran to their end. Those are the better ones, and those that are never stopped; over all it is usually higher",
 }
 """The same of a search's tables."""
+COST_NOTES = {"MACs": "multiply-accumulates of one image's forward pass: convolutions, matrix products and attention"}
+"""The same of what networks cost."""
 _NEVER = "never"
 
 
@@ -88,10 +92,23 @@ def rung_cells(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def cost_cells(costs: Sequence[Cost]) -> pd.DataFrame:
+    """Return what networks cost as texts; columns of which nothing is known are left out."""
+    rows = []
+    for cost in costs:
+        cells = {"network": cost.name, "parameters": _count(cost.parameters), "MACs": _count(cost.macs)}
+        cells["MiB"] = "" if cost.size is None else f"{cost.size / 2**20:.3g}"
+        for batch, each in cost.latencies.items():
+            cells[f"ms an image, batch {batch}"] = f"{each.median:.3g} [{each.low:.3g}, {each.high:.3g}]"
+        rows.append(cells | {"test %": "" if cost.test_accuracy is None else percent(cost.test_accuracy)})
+    table = pd.DataFrame(rows).fillna("")
+    return table[[name for name in table if (table[name] != "").any()]]
+
+
 def column_notes(columns: Iterable[str]) -> str:
     """Return what those of some columns mean that do not say it themselves, as lines of at most 118 characters."""
     known = {"ahead by" if column.endswith(" ahead by") else column for column in columns}
-    notes = [f"{name}: {note}." for name, note in (COLUMN_NOTES | SEARCH_NOTES).items() if name in known]
+    notes = [f"{name}: {note}." for name, note in (COLUMN_NOTES | SEARCH_NOTES | COST_NOTES).items() if name in known]
     return textwrap.fill(" ".join(notes), 118)
 
 
@@ -127,6 +144,10 @@ def number(value: Any, form: str, unit: str = "") -> str:
     if pd.isna(value):
         return ""
     return _NEVER if value == math.inf else f"{value:{form}}{unit}"
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else scaled(value)
 
 
 def _points(share: Any) -> str:

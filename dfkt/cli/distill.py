@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -35,19 +35,21 @@ from dfkt.errors import CheckpointError, NonFiniteLossError, StudyError
 from dfkt.methods.registry import METHODS, find_method
 from dfkt.store.files import Storage, readable
 from dfkt.store.origin import environment
+from dfkt.students.cost import count
+from dfkt.students.keep import Keeper, note_test
+from dfkt.students.package import PACKAGE_FILES, load_student
 from dfkt.training.cached import images_for, test_images_for
 from dfkt.training.config import RunConfig, with_precision
 from dfkt.training.evaluate import evaluate
-from dfkt.training.optim import decided, network_dtype
+from dfkt.training.optim import decided
 from dfkt.training.progress import ProgressLine, place
-from dfkt.training.run import STUDENT_FILE, Job, Payload, build_student, check_run, run_job
-from dfkt.training.state import STATE_FILE, load_state, load_weights
-from dfkt.training.students import ABOUT_FILE as STUDENT_ABOUT
+from dfkt.training.run import Job, Payload, check_run, run_job
+from dfkt.training.state import STATE_FILE
 from dfkt.training.teacher import WEIGHTS_FILE, find_teacher
 
 HELP = "train one student, no search"
 RESULT_FILE, ABOUT_FILE = "result.json", "run.json"
-OWN_FILES = (WEIGHTS_FILE, STUDENT_FILE, STUDENT_ABOUT, STATE_FILE, RESULT_FILE)
+OWN_FILES = (WEIGHTS_FILE, *PACKAGE_FILES, STATE_FILE, RESULT_FILE)
 Log = Callable[[str], None]
 
 
@@ -140,17 +142,20 @@ def run_distill(
         if dry:
             return {}
         _claim(config, storage)
+        known: dict[str, Any] | None = None
         if config.method.taught:
             if teacher is not None and not storage.exists(WEIGHTS_FILE) and (weights := teacher.read(WEIGHTS_FILE)):
                 storage.write(WEIGHTS_FILE, weights)
-            find_teacher(config.teacher, data, placement, log, storage)
-        payload = _train(Job(config, placement, storage.path, storage.path, test=test, keep=True), storage, log)
+            found = find_teacher(config.teacher, data, placement, log, storage)
+            known = {"key": found.key, "val_accuracy": found.val_accuracy, **asdict(count(found.network, data.shape))}
+        job = Job(config, placement, storage.path, storage.path, test=test, keep=Keeper(known))
+        payload = _train(job, storage, log)
     if "failure" in payload:
         log(f"failed: {payload['failure']}")
     else:
         shown = f"test {100 * payload['test_accuracy']:.2f} %" if test else "test with --test"
         log(f"{config.method.name}: val {100 * payload['val_accuracy']:.2f} %, {shown}")
-        log(f"student: {storage.path}/{STUDENT_FILE}, a state dict of {config.student.name}; result: {RESULT_FILE}")
+        log(f"student {config.student.name}: {storage.path} (dfkt.load_student); result: {RESULT_FILE}")
     return payload
 
 
@@ -211,13 +216,11 @@ def _test(job: Job, storage: Storage) -> Payload:
     """Open the test split for a student that was kept without it."""
     config, data = job.config, images_for(job.config.data, job.placement)
     torch.set_num_threads(job.placement.threads)
-    network = build_student(config.student, data, seed=0, tapped=False).network
-    network = network.to(network_dtype(config.train.precision))
-    weights = load_state(storage, STUDENT_FILE) or {}
-    load_weights(network, weights, f"{job.storage}/{STUDENT_FILE}", config.student.name)
+    network = load_student(storage).network.to(data.mean.device)
     accuracy, loss = evaluate(network, data, test_images_for(config.data, job.placement), config.train.precision)
     if not math.isfinite(loss):
         raise NonFiniteLossError(f"The test loss is {loss:g}: the student has diverged. Train it at a lower rate.")
+    note_test(storage, accuracy)
     return {"test_accuracy": accuracy, "test_loss": loss}
 
 

@@ -53,7 +53,7 @@ def _show_all(studies: Sequence[Storage], best: int | None) -> None:
     for place in studies:
         try:
             study = read_study(place, "config")
-            pages.append(study_page(replace(study, name=place.split()[1]), best))
+            pages.append(study_page(replace(study, name=place.split()[1]), best, place))
         except StudyError as error:
             faults.append(str(error))
     if pages:

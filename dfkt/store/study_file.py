@@ -83,6 +83,17 @@ class _Teacher(TypedDict, total=False):
     test_accuracy: float | None
 
 
+class _Cost(TypedDict):
+    parameters: int
+    macs: int | None
+    bytes: int
+
+
+class _Costs(TypedDict, total=False):
+    teacher: _Cost
+    student: _Cost
+
+
 class _Hardware(TypedDict):
     cpu: str
     cores: int | None
@@ -126,6 +137,7 @@ class _StudyFile(TypedDict):
     keyed: NotRequired[_Keyed]
     data: NotRequired[_Data]
     teacher: NotRequired[_Teacher]
+    cost: NotRequired[_Costs]
     arms: NotRequired[dict[str, _ArmState]]
     sessions: NotRequired[list[_Session]]
 

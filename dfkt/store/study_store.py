@@ -196,6 +196,10 @@ class StudyStore:
         """Return a trial's epoch records, by index."""
         return cast(list[dict[str, Any]], self._runs["trial"].epochs.get(arm, number).to_pylist())
 
+    def rung_records(self, arm: str) -> list[dict[str, Any]]:
+        """Return the records of an arm's trials at rungs, by number and index."""
+        return cast(list[dict[str, Any]], self._runs["trial"].epochs.read_with(arm, "rung").to_pylist())
+
     def _use(self, meta: dict[str, Any]) -> None:
         params, epochs = meta["params"], epoch_schema(meta["losses"])
         trials, finals = trial_schema(params), final_schema(params)

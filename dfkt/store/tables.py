@@ -84,6 +84,11 @@ class PartTable:
         """Return all rows of one arm, by number."""
         return self._concat(self._load(arm, k) for k in self._numbers(arm))
 
+    def read_with(self, arm: str, column: str) -> Any:
+        """Return those rows of one arm that have a value in a column, by number."""
+        parts = (self._load(arm, k) for k in self._numbers(arm))
+        return self._concat(part.filter(pc.is_valid(part[column])) for part in parts)
+
     def read_all(self) -> dict[str, Any]:
         """Return all rows, by arm; an arm without a part is absent."""
         with ThreadPoolExecutor(8) as pool:

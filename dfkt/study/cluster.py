@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -38,6 +39,9 @@ ANSWERS_WITHIN = 10.0
 """Seconds until whoever listens at an address must have answered; Ray itself tries for minutes."""
 TRIES = 3
 """To start Ray on this machine; its parts have 30 s each time."""
+TERMINATED = 143
+VITAL = ("gcs_server", "raylet")
+"""Parts of a Ray that was started here without which it does nothing more."""
 HEAD_ASKED_EVERY, HEAD_GONE_AFTER = 5.0, 30.0
 """Seconds between looks at the cluster's head, and without an answer until it counts as gone."""
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -77,14 +81,23 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
     terminate = signal.getsignal(signal.SIGTERM)
     options |= {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": forwarded}}
     context = _connected(address, options, log)
+    asked = threading.Event()
+
+    def end(number: int, frame: Any) -> None:
+        asked.set()
+        if callable(terminate):
+            terminate(number, frame)
+        else:
+            os._exit(TERMINATED)
+
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminate)  # Ray's own ends the process at once
+        signal.signal(signal.SIGTERM, end)  # Ray's own ends the process at once
     ray._private.worker._worker_logs_enabled = False  # else lines of the raylet come though `log_to_driver` is off
     if log is not None and context.dashboard_url:
         log(f"Ray's dashboard: http://{context.dashboard_url}")
     over = threading.Event()
     if head := getattr(context, "address_info", {}).get("gcs_address"):
-        threading.Thread(target=_watch_head, args=(head, over), name="head watch", daemon=True).start()
+        threading.Thread(target=_watch_head, args=(head, over, asked), name="head watch", daemon=True).start()
     try:
         yield
     finally:
@@ -100,6 +113,7 @@ def _connected(address: str | None, options: dict[str, Any], log: Log | None) ->
         RunError: If Ray does not start here.
     """
     for left in reversed(range(TRIES)):
+        before = psutil.Process().children(recursive=True)
         try:
             with native_errors_unseen():
                 return ray.init(address=address, **options)
@@ -107,6 +121,10 @@ def _connected(address: str | None, options: dict[str, Any], log: Log | None) ->
             raise ConfigError(f"No Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
         except Exception as error:  # Ray says of its parts that they timed out by a plain one
             ray.shutdown()
+            for part in psutil.Process().children(recursive=True):  # else they would be in the next try's way
+                if part not in before:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        part.kill()
             if address or not left:
                 where = f"to the Ray cluster at {address}" if address else f"Ray on this machine in {TRIES} tries"
                 raise RunError(f"could not {'connect' if address else 'start'} {where}: {one_line(error)}") from error
@@ -115,22 +133,31 @@ def _connected(address: str | None, options: dict[str, Any], log: Log | None) ->
     raise AssertionError("the last try returned or raised")
 
 
-def _watch_head(address: str, over: threading.Event) -> None:
+def _watch_head(address: str, over: threading.Event, asked: threading.Event) -> None:
     """End this process with one line once the cluster's head is gone: Ray would, a minute later and with a page of its own.
 
     Args:
         address: ``HOST:PORT`` of its control store.
         over: Set when nothing is asked of it any more.
+        asked: Set when this process was to end: who ends all processes of a job ends Ray's too.
     """
     heard = time.monotonic()
     while not over.wait(HEAD_ASKED_EVERY):
-        if _answers(address):
+        dead = _dead_parts()
+        if _answers(address) and not dead:
             heard = time.monotonic()
-        elif time.monotonic() - heard >= HEAD_GONE_AFTER:
-            say = f"failed: the Ray cluster's head at {address} is gone; what was finished is kept, and the same command goes on"
-            sys.stderr.write(f"{say} from there\n")
+        elif dead or time.monotonic() - heard >= HEAD_GONE_AFTER:
+            gone = f"Ray's {dead[0]} on this machine" if dead else f"the Ray cluster's head at {address}"
+            why = "interrupted" if asked.is_set() else f"failed: {gone} is gone"
+            sys.stderr.write(f"{why}; what was finished is kept, and the same command goes on from there\n")
             sys.stderr.flush()
-            os._exit(1)  # the main thread may wait for the head for ever
+            os._exit(TERMINATED if asked.is_set() else 1)  # the main thread may wait for the head for ever
+
+
+def _dead_parts() -> list[str]:
+    """Return which vital parts of a Ray that was started here have died: Ray's own C++ ends this process then, without a word."""
+    node = ray._private.worker._global_node
+    return [] if node is None else [kind for kind, _ in node.dead_processes() if kind in VITAL]
 
 
 def _answers(address: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from dfkt.config import Placement
 from dfkt.networks.taps import StudentTaps
 from dfkt.store.study_store import StudyStore
+from dfkt.students.keep import Keeper
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Kind
 from dfkt.study.keeping import ArmPairs, keeping_for
@@ -51,7 +52,8 @@ class OpenStudy:
         """Return what runs a configuration in a folder below the study's."""
         storage = self.store.storage
         teacher = storage.path if config.method.taught else None
+        meta = self.store.meta
+        known = {**meta.get("teacher", {}), **meta.get("cost", {}).get("teacher", {})}
+        keep = Keeper(known) if kind == "final" else None
         keeping = keeping_for(self.config, kind, self.placement, storage.path, self.pairs)
-        return Job(
-            config, self.placement, storage.sub(*folder).path, teacher, kind == "final", rungs=rungs, keeping=keeping
-        )
+        return Job(config, self.placement, storage.sub(*folder).path, teacher, kind == "final", keep, rungs, keeping)

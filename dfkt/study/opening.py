@@ -19,6 +19,7 @@ from dfkt.store.files import Storage
 from dfkt.store.origin import environment
 from dfkt.store.study_file import check_entries, read_study_file
 from dfkt.store.study_store import StudyStore, clear
+from dfkt.students.cost import count_named
 from dfkt.study.config import ArmConfig, StudyConfig
 from dfkt.study.keeping import ArmPairs, check_root, describe
 from dfkt.study.opened import OpenStudy
@@ -171,8 +172,22 @@ def open_store(
     else:
         clear(storage)
         store, sessions = StudyStore.create(storage, params, losses, _meta(config, {}) | {"data": dict(about)}), []
-    store.update_meta(sessions=[*sessions, session], **_meta(config, store.meta))
+    cost = store.meta.get("cost", {}) | _costs(config, about, store.meta.get("cost", {}))
+    store.update_meta(sessions=[*sessions, session], cost=cost, **_meta(config, store.meta))
     return store
+
+
+def _costs(config: StudyConfig, about: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the student costs, and the teacher if an arm has one, where that is not known yet."""
+    taught = any(arm.method.taught for arm in config.arms)
+    networks = {"teacher": config.teacher.network} if taught else {}
+    height, width = about["image_size"]
+    shape = (about["channels"], height, width)
+    return {
+        role: count_named(network, classes=about["classes"], shape=shape)
+        for role, network in (networks | {"student": config.student}).items()
+        if role not in known
+    }
 
 
 class _Seen(OpenStudy):

@@ -29,7 +29,10 @@ from dfkt.training.state import STATE_FILE
 
 Log = Callable[[str], None]
 ALIKE = 5
-"""A study whose first so many runs fail with one and the same error ends."""
+"""A study whose first so many runs, or a tenth of those on their way, fail with one and the same error ends."""
+
+LINE_SECONDS = 0.1
+"""Between two looks of the line that shows how far everything is: many runs report many times a second."""
 
 
 def ending(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,13 +107,13 @@ class Recorder(tune.Callback):
     """
 
     def __init__(self, queue: Queue, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
-        self.queue, self.log = queue, log
+        self.queue, self.log, self.clock = queue, log, clock
         self.rows: dict[Any, dict[str, Any]] = {}
         self.records: dict[Any, dict[int, Record]] = {}
         self.payloads: dict[Any, Payload] = {}
         self.status, self.line = Status(queue, clock), ProgressLine(clock)
-        self.latest = ""
-        self.first: list[str | None] = []
+        self.latest, self.shown = "", -math.inf
+        self.errors: set[str | None] = set()
         queue.log = self._say
 
     def __getstate__(self) -> dict[str, Any]:
@@ -202,7 +205,7 @@ class Recorder(tune.Callback):
             self._clean_up(run, complete=state == "COMPLETE")
         if run.kind == "trial" and arm.search is not None:
             arm.search.tell(run.number, state, row.get("last_val_accuracy"))
-            arm.study.open_journal().publish()
+            arm.study.open_journal().publish(last=not arm.trials_left and arm.running <= {run.id})
         arm.running.discard(run.id)
         self.status.end(run, row)
         self.latest = ""
@@ -212,11 +215,15 @@ class Recorder(tune.Callback):
         self._end_where_all_fail(error)
 
     def _end_where_all_fail(self, error: str | None) -> None:
-        """End the study if the first runs of this session failed alike: the others would too."""
-        self.first.append(error)
-        if len(self.first) == ALIKE and error and set(self.first) == {error} and not self.queue.over:
+        """End the study if the first runs of this session failed alike: the others would too.
+
+        Of many at once those that fail end first, so a handful of them says nothing of the others.
+        """
+        self.errors.add(error)
+        done = self.status.done
+        if error and self.errors == {error} and done >= max(ALIKE, len(self.rows) // 10) and not self.queue.over:
             raise RunError(
-                f"the first {ALIKE} runs failed alike ({error}); mend that, then the same command with --retry-failed goes on"
+                f"the first {done} runs failed alike ({error}); mend that, then the same command with --retry-failed goes on"
             )
 
     def _say(self, text: str) -> None:
@@ -225,7 +232,8 @@ class Recorder(tune.Callback):
         self.log(text)
 
     def _show(self) -> None:
-        if self.line.due:
+        if self.line.due and self.clock() - self.shown >= LINE_SECONDS:
+            self.shown = self.clock()
             self.line.show(f"{self.status}{self.latest if self.line.live else ''}")
 
     def _save(self, run: Run, row: Mapping[str, Any], records: Sequence[Record]) -> None:

@@ -69,7 +69,10 @@ class Stopping(FIFOScheduler):
             store, name = arm.study.store, arm.config.name
             if arm.study.config.early_stopping and arm.trials_left:
                 rows = [row for row in store.rows("trial", name) if row["state"] != "RUNNING"]
-                found[key] = Rungs(arm.study.config, ((row, store.trial_epochs(name, row["number"])) for row in rows))
+                records: dict[int, list[dict[str, Any]]] = {row["number"]: [] for row in rows}
+                for record in store.rung_records(name):
+                    records.get(record["number"], []).append(record)
+                found[key] = Rungs(arm.study.config, ((row, records[row["number"]]) for row in rows))
         return cls(found)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from dfkt.config import NetworkConfig, Placement, Precision, TeacherConfig
 from dfkt.data.batches import steps_per_epoch
@@ -35,13 +36,34 @@ from dfkt.training.probe import probe
 from dfkt.training.resume import check_reported, resumed
 from dfkt.training.stages import stage_ends
 from dfkt.training.state import own_random, save_state
-from dfkt.training.students import STUDENT_FILE as STUDENT_FILE
-from dfkt.training.students import keep_student
 from dfkt.training.targets import Keeping
 from dfkt.training.teacher import check_teacher
 
 Payload = dict[str, Any]
 Report = Callable[[Payload], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A student at the end of its run.
+
+    Attributes:
+        config: What trained it.
+        network: Its network, on the images' device.
+        data: The images.
+        val_accuracy: At the end.
+        test_accuracy: Likewise; ``None`` where ``test`` was not opened.
+    """
+
+    config: RunConfig
+    network: nn.Module
+    data: ImageSet
+    val_accuracy: float
+    test_accuracy: float | None
+
+
+Keep = Callable[[Storage, Trained], None]
+"""Leaves a student in a folder; how that is done is the affair of rooms above this one."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +75,9 @@ class Job:
         placement: Where things lie, and what the run is given: device and threads.
         storage: Folder of its checkpoint, readable by every process that may run it.
         teacher: Folder with the teacher's weights; ``None`` where the method reads none.
-        test: Open the test split when training is over; the student is then kept beside the checkpoint.
-        keep: Keep the student there without opening it.
+        test: Open the test split when training is over.
+        keep: Leaves the student beside the checkpoint when training, and the test, are over; ``None`` leaves none. It travels
+            with the job, so a function of a module.
         rungs: Shares of the last stage at which an average of the student's weights is judged and reported besides.
         keeping: Where what the teacher says is kept and looked for; ``None`` computes it at every step.
     """
@@ -64,7 +87,7 @@ class Job:
     storage: str
     teacher: str | None
     test: bool = False
-    keep: bool = False
+    keep: Keep | None = None
     rungs: tuple[float, ...] = ()
     keeping: Keeping | None = None
 
@@ -240,8 +263,9 @@ def _train(
     last = _payload(history, min(reported, len(history) - 1), training) | {"complete": True}
     if job.test:
         last |= _test(job, training)
-    if (job.keep or job.test) and training.group.rank == 0:
-        keep_student(storage, job.config.student, training.student.network, training.data)
+    if job.keep is not None and training.group.rank == 0:
+        found = last["val_accuracy"], last.get("test_accuracy")
+        job.keep(storage, Trained(job.config, training.student.network, training.data, *found))
     report(last | clock.read())
     return True
 

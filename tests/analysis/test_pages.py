@@ -228,6 +228,27 @@ def test_the_last_line_says_which_student_to_take_and_val_alone_chooses_it(tmp_p
     assert page.endswith("its student that is best by val: students/dfkt-seed1")
 
 
+def test_a_page_that_knows_its_studys_folder_names_the_students_in_full(tmp_path: Path) -> None:
+    write_study(tmp_path / "some" / "made", [SCRATCH, OURS])
+    last = f"best by val: {tmp_path}/some/made/students/dfkt-seed1"
+    for folder in ("some/made", "some"):
+        assert folder_page(tmp_path / folder).endswith(last.removeprefix("best by val: "))
+
+
+def test_a_page_tells_what_teacher_and_student_cost_where_that_was_counted(tmp_path: Path) -> None:
+    counts = {"parameters": 853_018, "macs": 125_485_696, "bytes": 3 * 2**20}
+    cost = {"teacher": counts, "student": counts | {"parameters": 269_722, "macs": None, "bytes": 2**20}}
+    page = study_page(study(tmp_path / "a", SCRATCH, OURS, cost=cost))
+    assert cells(page, "what they cost:") == [
+        ["network", "parameters", "MACs", "MiB", "test %"],
+        ["teacher resnet26", "0.853 M", "125 M", "3", "90.00"],
+        ["student resnet8", "0.27 M", "1", "86.00"],
+    ]
+    assert "MACs: multiply-accumulates of one image's forward pass" in page.replace("\n", " ")
+    assert "what they cost" not in study_page(study(tmp_path / "b", SCRATCH, OURS))
+    assert study_page(study(tmp_path / "c", Arm("scratch"), cost=cost)).endswith("no final runs yet")
+
+
 def test_a_page_shows_how_early_stopping_did_and_what_the_columns_mean(tmp_path: Path) -> None:
     store = write_study(tmp_path / "made", [OURS])
     rows = [(0, "COMPLETE", 0.1), (1, "COMPLETE", 0.2), (2, "PRUNED", 0.05), (3, "COMPLETE", 0.3), (4, "COMPLETE", 0.4)]

@@ -21,13 +21,20 @@ from dfkt.cli import distill, resume
 from dfkt.cli.main import main
 from dfkt.config import Placement, to_dict
 from dfkt.errors import InputError, StudyError
+from dfkt.methods.scratch import Scratch
+from dfkt.networks.build import build_network
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore, claim, read_study
 from dfkt.store.tables import PartTable
+from dfkt.students.keep import keep_student
+from dfkt.students.package import PACKAGE_FILES
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Workers
 from dfkt.study.opening import check_store, open_store
 from dfkt.study.search import mend_journal
+from dfkt.training.cached import images_for
+from dfkt.training.config import RunConfig
+from dfkt.training.run import Trained
 
 TINY = toy("toy", arm("scratch"), arm("dfkt", 2), seeds=1)
 REPORT = {"records": [], "val_accuracy": 0.5, "test_accuracy": 0.25, "complete": True}
@@ -328,9 +335,13 @@ def test_a_damaged_student_is_trained_again_when_it_shall_be_tested(
     out = tmp_path / "out"
     argv = ["distill", "--method", "scratch", "--out", "out"]
     assert main(argv) == 0
+    config, data = RunConfig(method=Scratch()), images_for(RunConfig().data, Placement())
     for weights in (b"", b"garbage", None):
         (out / "result.json").write_text(json.dumps({"records": [], "val_accuracy": 0.5}))
-        (out / "student.pt").write_bytes(weights) if weights is not None else (out / "student.pt").unlink()
+        network = build_network(config.student, num_classes=10, in_channels=1)
+        keep_student(Storage(out), Trained(config, network, data, 0.5, None))
+        file = out / "model.safetensors"
+        file.write_bytes(weights) if weights is not None else file.unlink()
         assert main(argv) == 0
         assert "The run is done again\n" in capsys.readouterr().out
 
@@ -356,7 +367,7 @@ def test_a_damaged_description_of_a_run_is_one_line(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
 
 
-@pytest.mark.parametrize("name", ["teacher.pt", "student.pt", "student.json", "state.pt", "result.json"])
+@pytest.mark.parametrize("name", ["teacher.pt", *PACKAGE_FILES, "state.pt", "result.json"])
 def test_a_file_of_such_a_name_that_no_run_wrote_is_not_overwritten(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,17 +13,13 @@ import torch
 from conftest import synthetic_images
 from small_runs import timeless
 
-import dfkt
 from dfkt.config import DataConfig, NetworkConfig, Placement, TeacherConfig, TrainConfig
 from dfkt.data.image_set import ImageSet
-from dfkt.errors import CheckpointError
 from dfkt.methods.scratch import Scratch
 from dfkt.networks.build import build_network
-from dfkt.store.files import Storage
 from dfkt.training.config import RunConfig
 from dfkt.training.run import Job, Payload, run_job
 from dfkt.training.state import hash_weights
-from dfkt.training.students import keep_student
 from dfkt.training.teacher import Teacher, find_teacher
 
 SMALL = NetworkConfig(name="resnet8", width=0.25)
@@ -270,55 +266,3 @@ def test_a_whole_checkpoint_of_a_run_is_gone_on_from(begun: tuple[bytes, list[di
     reports = run()
     assert records(reports) == begun[1]
     assert reports[-1]["attempts"] == 2
-
-
-@pytest.fixture
-def student(images: ImageSet, tmp_path: Path) -> Path:
-    """The folder of a kept student."""
-    keep_student(Storage(tmp_path), SMALL, build_network(SMALL, num_classes=4, in_channels=1), images)
-    return tmp_path
-
-
-WEIGHTS: dict[str, tuple[Any, str]] = {
-    "a list": ([1, 2], "it holds no state, but list"),
-    "integer keys": ({1: torch.ones(1)}, "it holds no state"),
-    "no weights": ({}, "does not fit resnet8: .* missing, such as"),
-    "no tensors": (dict.fromkeys(weights(), 1), "is int, no tensor"),
-    "other shapes": (weights(0.5), "has shape"),
-    "nan": (weights() | {"fc.bias": torch.full((4,), float("nan"))}, "fc.bias holds nan or inf"),
-    "integers": (weights() | {"fc.bias": torch.ones(4, dtype=torch.int32)}, "fc.bias is of torch.int32 instead of"),
-}
-
-
-@pytest.mark.parametrize("case", WEIGHTS)
-def test_a_kept_student_with_other_weights_is_refused(student: Path, case: str) -> None:
-    state, message = WEIGHTS[case]
-    torch.save(state, student / "student.pt")
-    with pytest.raises(CheckpointError, match=message) as error:
-        dfkt.load_student(student)
-    assert "\n" not in str(error.value)
-
-
-ABOUT: dict[str, dict[str, Any]] = {
-    "classes of text": {"classes": "abcd"},
-    "no class": {"classes": []},
-    "a size of text": {"image_size": "8x8"},
-    "one side": {"image_size": [8]},
-    "a negative side": {"image_size": [8, -8]},
-    "a mean of text": {"mean": "0.5"},
-    "a nan mean": {"mean": [float("nan")]},
-    "a std of zero": {"std": [0.0]},
-    "more means than stds": {"mean": [0.1, 0.2]},
-    "no channels": {"mean": [], "std": []},
-    "nested": {"mean": [[0.5]], "std": [[0.5]]},
-    "no network": {"network": None},
-}
-
-
-@pytest.mark.parametrize("case", ABOUT)
-def test_a_kept_student_with_another_description_is_refused(student: Path, case: str) -> None:
-    about = json.loads((student / "student.json").read_text())
-    (student / "student.json").write_text(json.dumps(about | ABOUT[case]))
-    with pytest.raises(CheckpointError, match=r"student\.json cannot be read: ") as error:
-        dfkt.load_student(student)
-    assert "\n" not in str(error.value)

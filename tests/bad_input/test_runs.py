@@ -98,7 +98,7 @@ def test_distill_fails_where_the_loss_of_val_or_test_is_not_finite_and_keeps_no_
         *_, line = capsys.readouterr().out.splitlines()
         assert line.startswith("failed: The loss became nan or inf in task stage, ")
         assert f"({split} {bad:g}). Lower the learning rate" in line
-    assert not (tmp_path / "out" / "student.pt").exists()
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def failing(played: Played, *errors: str) -> None:
@@ -248,7 +248,11 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         run = queue.next()
         first.append("nothing" if run is None else told(run))
 
-    fakes = {"cluster": lambda *_: contextlib.nullcontext(), "fit_workers": lambda wanted, *_: wanted, "run_queue": take}
+    fakes = {
+        "cluster": lambda *_: contextlib.nullcontext(),
+        "fit_workers": lambda wanted, *_: wanted,
+        "run_queue": take,
+    }
     fakes |= {"check_study": lambda *_: Checked(ABOUT, TAPS, {}), "keep_teacher": lambda *_: None}
     for name, fake in fakes.items():
         monkeypatch.setattr(f"dfkt.study.study.{name}", fake)

@@ -31,6 +31,7 @@ from dfkt.methods.kd import Kd
 from dfkt.networks.build import build_network
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore
+from dfkt.students.package import load_student
 from dfkt.study.config import ArmConfig, StudyConfig
 from dfkt.study.opened import OpenStudy
 from dfkt.study.opening import check_study, open_store
@@ -38,7 +39,7 @@ from dfkt.study.teaching import keep_teacher
 from dfkt.training import cached
 from dfkt.training.config import RunConfig
 from dfkt.training.run import check_run, run_job
-from dfkt.training.students import load_student
+from dfkt.training.teacher import Teacher
 
 WINNER = Dfkt(pattern="sliding-2", order="local", rounds=2, weight=0.5, span_weights=(1.0, 3.0), clip_norm=None)
 STUDY = StudyConfig(
@@ -175,9 +176,15 @@ def test_a_run_that_is_done_is_told_again_and_a_failed_one_fails_again(
     assert not reports
 
 
+def teacher_found(asked: list[Any], config: Any) -> Teacher:
+    """Return a teacher that needs no training, and note who asked."""
+    asked.append(config)
+    return Teacher(build_network(NetworkConfig(name="resnet8"), num_classes=10, in_channels=1), "key", 0.5)
+
+
 def test_only_a_taught_method_asks_for_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(distill, "find_teacher", lambda *given: asked.append(given[0]))
+    monkeypatch.setattr(distill, "find_teacher", lambda *given: teacher_found(asked, given[0]))
     monkeypatch.setattr(distill, "run_job", lambda job, report: report(REPORT))
     assert main(["distill", "--method", "scratch", "--out", "a"]) == 0
     assert not asked
@@ -234,14 +241,14 @@ def test_a_trial_is_trained_again_to_the_last_bit_and_tested_when_asked(
     assert f"{val}test with --test\n" in capsys.readouterr().out
 
     assert len(load_student(tmp_path / "again").classes) == 10
-    student = (tmp_path / "again" / "student.pt").read_bytes()
+    student = (tmp_path / "again" / "model.safetensors").read_bytes()
     monkeypatch.setattr(distill, "run_job", lambda *given: pytest.fail("it is trained already"))
     assert main([*argv, "--test"]) == 0
     assert len(opened) == 1
     tested = json.loads((tmp_path / "again" / "result.json").read_text())
     assert tested == result | {name: tested[name] for name in ("test_accuracy", "test_loss")}
     assert f"{val}test {100 * tested['test_accuracy']:.2f} %\n" in capsys.readouterr().out
-    assert (tmp_path / "again" / "student.pt").read_bytes() == student
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == student
     assert main(argv) == 0
     assert "test with --test" in capsys.readouterr().out
 
@@ -276,7 +283,7 @@ def test_a_trial_lies_where_its_study_said_unless_switches_say_otherwise(
 def test_flow_pairs_that_are_left_out_are_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(distill, "find_teacher", lambda *given: None)
+    monkeypatch.setattr(distill, "find_teacher", lambda *given: teacher_found([], None))
     monkeypatch.setattr(distill, "run_job", lambda job, report: report(REPORT))
     deep = ["--student", "resnet14", "--student-width", "0.25", "--teacher", "resnet8"]
     assert main(["distill", *deep, "--set", "pattern=adjacent", "--out", "a"]) == 0
@@ -324,8 +331,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end_and_is_then_done(
         assert results[0][name] == results[1][name]
     indices = [record["index"] for record in results[1]["records"]]
     assert indices == list(range(len(indices)))
-    student = build_network(NetworkConfig(name="resnet8", width=0.25), num_classes=10, in_channels=1)
-    student.load_state_dict(torch.load(tmp_path / "parts" / "student.pt", weights_only=True))
+    assert load_student(tmp_path / "parts").config == load_student(tmp_path / "whole").config
 
     assert main(argv("parts")) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == first[-2:]

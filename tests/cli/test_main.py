@@ -84,7 +84,7 @@ STUDY = [
 DISTILL = [
     ("--out file/below", "must be writable"),
     ("--out ''", "empty"),
-    ("--out taken", "holds student.pt, but no run.json. Take another --out"),
+    ("--out taken", "holds config.json, but no run.json. Take another --out"),
     ("--out strange", "is damaged: it does not say which run"),
     ("--seed -1", "0 <= seed"),
     ("--seed -1", "0 <= seed"),
@@ -127,7 +127,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "hollow" / "c").mkdir()
     make_folder(tmp_path / "broken", "ab")
     (tmp_path / "broken" / "b" / "bad.png").write_text("no image")
-    for name in ("taken/student.pt", "strange/run.json", "file"):
+    for name in ("taken/config.json", "strange/run.json", "file"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     (tmp_path / "garbage.pt").write_text("garbage")

@@ -63,6 +63,17 @@ def test_a_row_comes_back_as_it_was_saved(store: StudyStore, place: Path) -> Non
     assert [record["loss"] for record in store.trial_epochs("a", 0)] == [1, 1 / 2, 1 / 3]
 
 
+def test_the_records_at_rungs_are_those_that_were_looked_at_there(store: StudyStore) -> None:
+    looks = [{"rung": None}, {"rung": 0.2, "rung_accuracy": 0.5}, {"rung": 0.4, "rung_accuracy": 0.75}]
+    for number in (70, 3):
+        made = [record | look for record, look in zip(records(3), looks, strict=True)]
+        store.save("trial", "a", complete(number), made)
+    store.save("trial", "b", complete(1), records())
+    found = [(r["number"], r["rung"], r["rung_accuracy"]) for r in store.rung_records("a")]
+    assert found == [(n, *look) for n in (3, 70) for look in ((0.2, 0.5), (0.4, 0.75))]
+    assert store.rung_records("b") == []
+
+
 def test_numpy_scalars_are_values_too(store: StudyStore) -> None:
     values = {"param_weight": np.float32(0.5), "param_rounds": np.int64(2), "param_freeze": np.bool_(False)}
     store.save("trial", "a", complete(0, **values))

@@ -37,6 +37,14 @@ def test_runs_in_any_order_fill_one_part_for_64_and_are_read_sorted(folder: Stor
     assert numbers(table, "a") == numbers(PartTable(folder, SCHEMA), "a") == [0, 3, 63, 64, 128]
 
 
+def test_rows_with_a_value_in_a_column_are_found_in_all_parts(folder: Storage) -> None:
+    table = PartTable(folder, SCHEMA)
+    for number in range(0, 200, 10):
+        put(table, "a", number, value=None if number % 50 else 1.0)
+    assert table.read_with("a", "value").to_pylist() == [{"number": n, "value": 1.0} for n in (0, 50, 100, 150)]
+    assert table.read_with("none", "value").to_pylist() == []
+
+
 def test_parts_are_read_in_the_order_of_their_numbers_not_of_their_names(tmp_path: Path) -> None:
     table = PartTable(Storage(tmp_path), SCHEMA)
     late = 64 * 100_000

@@ -10,10 +10,10 @@ from study.played import Played, arm, ended, payloads, toy
 from terminals import terminal
 
 from dfkt.store.files import Storage
+from dfkt.students.package import WEIGHTS_FILE
 from dfkt.study.config import ablations
 from dfkt.study.failures import DIED
 from dfkt.study.recorder import summarise
-from dfkt.training.run import STUDENT_FILE
 from dfkt.training.state import STATE_FILE
 
 MEASURED = ("last_val_accuracy", "best_val_accuracy", "best_epoch", "epochs", "steps", "images")
@@ -239,7 +239,7 @@ def test_a_final_run_has_its_test_figures_and_a_line(tmp_path: Path) -> None:
 def leave_files(trial: Any) -> Storage:
     """Leave what a run has in its folder on its way."""
     folder = Storage(trial.config["run"].job.storage)
-    for name in (STATE_FILE, STUDENT_FILE):
+    for name in (STATE_FILE, WEIGHTS_FILE):
         folder.write(name, b"weights")
     return folder
 
@@ -254,7 +254,7 @@ def test_a_finished_trial_leaves_nothing_and_a_final_run_its_student(run: Played
     final = run.ask()
     assert leave_files(final).path == str(tmp_path / "s" / "students" / "dfkt-seed1")
     run.end(final)
-    assert [path.name for path in (tmp_path / "s" / "students" / "dfkt-seed1").iterdir()] == ["student.pt"]
+    assert [path.name for path in (tmp_path / "s" / "students" / "dfkt-seed1").iterdir()] == [WEIGHTS_FILE]
 
 
 def test_a_lost_final_runs_checkpoint_stays(tmp_path: Path) -> None:
@@ -378,10 +378,12 @@ def test_of_several_studies_the_best_is_of_the_one_whose_run_ended_last(tmp_path
 
 def test_on_a_terminal_a_final_run_has_the_live_line_too_and_it_is_wiped_before_a_lasting_one(tmp_path: Path) -> None:
     with terminal(columns=100) as written:
-        run = Played(tmp_path, toy("s", arm("scratch"), seeds=1))
+        clock = Clock()
+        run = Played(tmp_path, toy("s", arm("scratch"), seeds=1), clock=clock)
         final = run.ask()
         for reported in payloads(final.config["run"]):
             run.report(final, reported)
+            clock.now += 1
         shown = written().split("\r\x1b[K")
         assert shown[1:3] == [
             f"0/1 runs done, 1 running | scratch seed 1: epoch {epoch}.0, task stage, loss 1.000" for epoch in (1, 2)
@@ -389,6 +391,38 @@ def test_on_a_terminal_a_final_run_has_the_live_line_too_and_it_is_wiped_before_
         run.complete(final, {})
         assert written() == "\r\x1b[K"
     assert run.lines == ["[1/1] scratch seed 1: test 30.00 %, 3 s"]
+
+
+def test_on_a_terminal_the_live_line_is_written_ten_times_a_second_at_most(tmp_path: Path) -> None:
+    with terminal(columns=100) as written:
+        clock = Clock()
+        run = Played(tmp_path, toy("s", arm("dfkt", 1), seeds=1), clock=clock)
+        trial = run.ask()
+        for k in range(100):
+            run.report(trial, payload(record(k)))
+            clock.now += 0.01
+        assert 9 <= written().count("epoch") <= 11
+
+
+@pytest.mark.parametrize(("at_once", "failing"), [(1, 5), (59, 5), (101, 10)])
+def test_of_many_runs_at_once_a_tenth_that_fail_alike_end_the_study_and_fewer_do_not(
+    at_once: int, failing: int, tmp_path: Path
+) -> None:
+    run = Played(tmp_path, toy("s", arm("dfkt", 200), seeds=1))
+    trials = [run.ask() for _ in range(at_once)]
+    for _ in range(failing):
+        assert run.queue.broken is None
+        run.fail(trials.pop(0))
+        trials.append(run.ask())
+    assert f"the first {failing} runs failed alike (The loss became nan)" in str(run.queue.broken)
+
+
+def test_a_run_that_ended_well_before_them_lets_any_number_fail_alike(tmp_path: Path) -> None:
+    run = Played(tmp_path, toy("s", arm("dfkt", 20), seeds=1))
+    run.end(run.ask())
+    for _ in range(12):
+        run.fail(run.ask())
+    assert run.queue.broken is None
 
 
 def test_a_measured_nan_is_never_the_best() -> None:

@@ -1,5 +1,6 @@
 """A search goes on where it was, whatever the store and Optuna's journal know of each trial."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import optuna
 import pyarrow.fs
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from study.played import TAPS, Played, arm, toy
 
@@ -205,6 +208,29 @@ def test_a_trial_that_no_row_knows_keeps_the_numbers_in_a_rebuilt_journal(tmp_pa
     assert [again.ask()[0] for _ in range(2)] == [2, 4]
 
 
+def test_the_journal_reads_as_optunas_own_file_does_and_one_of_optunas_is_gone_on_with(tmp_path: Path) -> None:
+    rows, path = searched(tmp_path), tmp_path / "optuna.journal"
+    again = begin(tmp_path, rows)
+    number = again.ask()[0]
+    again.report(number, 0.5, 1.0)
+    theirs = JournalStorage(JournalFileBackend(str(path)))
+    (study,) = theirs.get_all_studies()
+    assert theirs.get_all_trials(study._study_id) == again.optuna.get_trials()
+    theirs.set_study_user_attr(study._study_id, "note", "of a dashboard's")
+    assert begin(tmp_path, rows).optuna.user_attrs == {"note": "of a dashboard's"}
+
+
+def test_a_full_disk_is_told_by_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = begin(tmp_path)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
+    with pytest.raises(OSError, match=r"No space left on device.*optuna\.journal"):
+        search.ask()
+    monkeypatch.undo()
+    (line,) = mended(tmp_path, [])
+    assert "is cut" in line
+
+
 def test_a_lock_that_a_killed_process_left_on_the_journal_is_not_waited_for(tmp_path: Path) -> None:
     begin(tmp_path)
     (tmp_path / "optuna.journal.lock").symlink_to(tmp_path / "optuna.journal")
@@ -278,6 +304,27 @@ def test_a_remote_studys_journal_is_worked_on_here_and_sent_there(remote: Storag
     journal.path.write_text("of another study at that address")  # the folder is the truth
     again = ArmSearch(ARM, TAPS, Journal(remote), [row(before, "RUNNING")], 0)
     assert again.ask() == before
+
+
+def test_a_remote_journal_is_sent_in_a_tenth_of_the_time_and_after_the_last_trial(
+    remote: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("dfkt.study.search.time.monotonic", lambda: now)
+    journal, sent = Journal(remote), list[float]()
+
+    def write(name: str, data: bytes) -> None:
+        nonlocal now
+        sent.append(now)
+        now += 2
+
+    monkeypatch.setattr(remote, "write", write)
+    for _ in range(50):
+        journal.publish(last=False)
+        now += 1
+    assert sent == [100, 120, 140]
+    journal.publish()
+    assert len(sent) == 4
 
 
 @dataclass(frozen=True, kw_only=True)

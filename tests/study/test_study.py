@@ -24,6 +24,7 @@ from dfkt.errors import ConfigError, RunError
 from dfkt.methods.kd import Kd
 from dfkt.methods.registry import METHODS
 from dfkt.store.study_store import Study, read_study
+from dfkt.students.package import PACKAGE_FILES
 from dfkt.study.capacity import Capacity, Demand
 from dfkt.study.cluster import cluster
 from dfkt.study.config import ArmConfig, StudyConfig, ablations
@@ -247,8 +248,10 @@ def test_a_winner_trained_with_the_trials_seed_would_be_the_trial_again(real: Sa
 def test_nothing_is_left_behind_but_the_study(real: Said, home: Path) -> None:
     names = {path.name for path in (home / "real").iterdir()}
     assert names == {".lock", "study.json", "teacher.pt", "optuna.journal", "students", *TABLES}
-    files = sorted(str(path.relative_to(home / "real" / "students")) for path in (home / "real").rglob("student*.pt"))
-    assert files == ["dfkt-seed1/student.pt", "scratch-seed1/student.pt"]
+    files = sorted(
+        str(path.relative_to(home / "real" / "students")) for path in (home / "real" / "students").rglob("*.*")
+    )
+    assert files == [f"{run}/{name}" for run in ("dfkt-seed1", "scratch-seed1") for name in sorted(PACKAGE_FILES)]
     assert not list((home / "real").rglob("state.pt"))
 
 
@@ -282,7 +285,7 @@ def test_a_run_may_span_several_workers(real: Said, home: Path, address: str) ->
     assert (row["steps"], row["images"]) == (8, 8 * 64)
     assert list(study.final_epochs["index"]) == [0, 1]
     assert study.final_epochs.soft_loss.notna().all()
-    assert (home / "spread" / "students" / "kd-seed1" / "student.pt").exists()
+    assert (home / "spread" / "students" / "kd-seed1" / "config.json").exists()
     assert read_study(home / "real").meta["teacher"]["key"] == study.meta["teacher"]["key"]
 
 

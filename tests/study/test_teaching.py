@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from study.played import TAPS, arm, tiny
+from study.played import ABOUT, TAPS, arm, tiny
 
 from dfkt.config import Placement
 from dfkt.errors import CheckpointError, StudyError
@@ -215,7 +215,7 @@ def test_where_runs_are_given_gpus_the_teacher_is_made_on_one(
     teaching.keep(fresh)  # on the CPU: nothing is asked of Ray
     assert asked == []
     storage = Storage(teaching.folder / "gpu")
-    store = open_store(fresh, storage, {}, TAPS)
+    store = open_store(fresh, storage, ABOUT, TAPS)
     keep_teacher(OpenStudy(fresh, store, Placement(device="cuda"), TAPS), print)
     assert asked[0] == {"num_gpus": 1}
     assert asked[1][:2] == (fresh.teacher, fresh.data)

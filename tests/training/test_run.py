@@ -30,6 +30,7 @@ from dfkt.training.parallel import Group
 from dfkt.training.run import (
     Job,
     Payload,
+    Trained,
     build_student,
     check_run,
     run_job,
@@ -37,6 +38,7 @@ from dfkt.training.run import (
 from dfkt.training.state import load_state, save_state
 from dfkt.training.teacher import find_teacher
 
+STUDENT = "student.pt"
 SECRETIVE = NetworkConfig(name="small_runs:Secretive")
 
 
@@ -71,6 +73,19 @@ def job(run_config: Any, placement: Placement, taught: Callable[[Any], str], tmp
 def changed(job: Job, **settings: Any) -> Job:
     """Return the job of another run."""
     return replace(job, config=replace(job.config, **settings))
+
+
+def keep_weights(storage: Storage, trained: Trained) -> None:
+    """Leave a student's weights and accuracies."""
+    found = {"accuracies": (trained.val_accuracy, trained.test_accuracy), "weights": trained.network.state_dict()}
+    save_state(storage, found, STUDENT)
+
+
+def kept(folder: str) -> Any:
+    """Return the accuracies and the weights that were left in a folder."""
+    found = load_state(Storage(folder), STUDENT)
+    assert found is not None
+    return found["accuracies"], found["weights"]
 
 
 class StopHereError(Exception):
@@ -133,29 +148,25 @@ def test_a_rung_is_reported_at_once_with_what_was_measured_there(job):
 @pytest.mark.slow
 @pytest.mark.parametrize(("every", "stops"), [(1, (2,)), (2, (1, 2, 3, 5))])
 def test_a_resumed_job_equals_an_uninterrupted_one(job, tmp_path, every, stops):
-    job = replace(job, placement=replace(job.placement, checkpoint_every=every), test=True)
+    job = replace(job, placement=replace(job.placement, checkpoint_every=every), test=True, keep=keep_weights)
     whole = replace(job, storage=str(tmp_path / "whole"))
     expected = run(whole)
-    weights = load_state(Storage(whole.storage), "student.pt")
-    assert weights is not None
-
+    weights = kept(whole.storage)[1]
     assert len(expected) == 5
     for stop in stops:
         broken = replace(job, storage=str(tmp_path / f"stopped-{stop}"))
         run(broken, stop)
-        kept = stop - stop % every if stop < len(expected) else stop
+        done = stop - stop % every if stop < len(expected) else stop
         torch.manual_seed(99)
         later = run(broken)
 
-        assert len(later[0]["records"]) == min(kept + 1, len(expected))  # all that was there before, and one more
+        assert len(later[0]["records"]) == min(done + 1, len(expected))  # all that was there before, and one more
         assert records_of(later) == records_of(expected)
-        assert later[-1]["attempts"] == (2 if kept else 1)
+        assert later[-1]["attempts"] == (2 if done else 1)
         assert {n: later[-1][n] for n in ("val_accuracy", "test_accuracy", "test_loss")} == {
             n: expected[-1][n] for n in ("val_accuracy", "test_accuracy", "test_loss")
         }
-        student = load_state(Storage(broken.storage), "student.pt")
-        assert student is not None
-        assert same(student, weights)
+        assert same(kept(broken.storage)[1], weights)
 
 
 def test_a_resumed_job_with_dropout_equals_an_uninterrupted_one_wherever_it_ran_before(job, tmp_path):
@@ -192,6 +203,40 @@ def test_a_checkpoint_that_is_damaged_or_another_runs_starts_the_run_anew(job, s
     assert run(job)[-1]["attempts"] == 2  # what it left now is its own
 
 
+def test_a_run_that_is_told_to_yield_ends_at_a_checkpoint_and_goes_on_to_the_same_end(job, tmp_path):
+    sparse = replace(job, placement=replace(job.placement, checkpoint_every=99), storage=str(tmp_path / "sparse"))
+    expected = records_of(run(job))
+    parts: list[list[Payload]] = [[]]
+    told = iter([False, True, False, True])
+
+    def yields() -> bool:
+        return next(told, False)
+
+    while not run_job(sparse, parts[-1].append, yields=yields):
+        parts.append([])
+    assert [len(part) for part in parts] == [2, 2, len(expected) - 4]
+    assert [part[-1]["complete"] for part in parts] == [False, False, True]
+    assert [timeless(record) for part in parts[:1] for payload in part for record in payload["records"]] == expected[:2]
+    assert records_of([payload for part in parts for payload in part]) == expected
+
+
+def test_a_warning_leaves_a_checkpoint_at_once(job):
+    rare = replace(job, placement=replace(job.placement, checkpoint_every=99))
+    reports: list[Payload] = []
+
+    def report(payload: Payload) -> None:
+        reports.append(payload)
+        if len(reports) == 3:
+            raise StopHereError
+
+    warnings = iter([False, True])
+    with pytest.raises(StopHereError):
+        run_job(rare, report, warned=lambda: next(warnings, False))
+    left = load_state(Storage(job.storage))
+    assert left is not None
+    assert [record["index"] for record in left["history"]] == [0, 1]
+
+
 def test_seconds_go_on_counting_after_a_restart(job):
     first = run(job, stop=2)
     second = run(job)
@@ -206,13 +251,13 @@ def test_a_job_with_test_leaves_its_student_and_opens_the_test_split_behind_the_
     load = module.load_test
     monkeypatch.setattr(module, "load_test", lambda *a: opened.append(len(reports)) or load(*a))
     reports: list[Payload] = []
-    run_job(replace(job, test=True), reports.append)
+    run_job(replace(job, test=True, keep=keep_weights), reports.append)
 
     assert opened == [len(reports) - 1]
     assert not any("test_accuracy" in payload for payload in reports[:-1])
     assert math.isfinite(reports[-1]["test_loss"])
-    student = load_state(Storage(job.storage), "student.pt")
-    assert student is not None
+    accuracies, student = kept(job.storage)
+    assert accuracies == (reports[-1]["val_accuracy"], reports[-1]["test_accuracy"])
     data = images_for(job.config.data, job.placement)
     network = build_student(job.config.student, data, seed=5).network
     network.load_state_dict(student)
@@ -224,12 +269,12 @@ def test_a_job_without_test_never_opens_the_test_split(job, monkeypatch):
     monkeypatch.setattr(module, "load_test", lambda *_: pytest.fail("nobody asked for it"))
 
     assert run(job)[-1]["complete"]
-    assert not Storage(job.storage).exists("student.pt")
+    assert not Storage(job.storage).exists(STUDENT)
 
 
 @pytest.mark.parametrize("test", [False, True], ids=["trial", "final run"])
 def test_a_run_that_cannot_go_on_reports_it_and_does_not_raise(job, test):
-    job = replace(changed(job, method=Dfkt(pattern="dense-2", share=0.5, rate=1e30)), test=test)
+    job = replace(changed(job, method=Dfkt(pattern="dense-2", share=0.5, rate=1e30)), test=test, keep=keep_weights)
     reports = run(job)
 
     assert "became nan or inf in task stage" in reports[-1]["failure"]
@@ -239,7 +284,7 @@ def test_a_run_that_cannot_go_on_reports_it_and_does_not_raise(job, test):
     assert len(reports[-1]["records"]) >= 2
     assert reports[-1]["device_seconds"] >= reports[-2]["device_seconds"]
     assert reports[-1]["wall_seconds"] > reports[-2]["wall_seconds"]
-    assert not Storage(job.storage).exists("student.pt")
+    assert not Storage(job.storage).exists(STUDENT)
 
 
 FAILURES: dict[str, tuple[dict[str, Any], str]] = {

@@ -1,0 +1,170 @@
+"""``python -m dfkt cost``: what networks and students cost, side by side: size, operations, and time for an image."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from dfkt.cli.boundary import say
+from dfkt.cli.numbers import number, whole
+from dfkt.cli.options import add_device, read_device
+from dfkt.config import NetworkConfig, Precision, check_rule, from_dict
+from dfkt.errors import CheckpointError, ConfigError, one_line
+from dfkt.store.files import Storage, readable
+from dfkt.store.origin import environment
+from dfkt.students.cost import Cost, Shape, count, fresh, measure
+from dfkt.students.package import CONFIG_FILE, WEIGHTS_FILE, load_student
+from dfkt.training.optim import autocast
+from dfkt.training.threads import threads
+
+HELP = "what networks cost: parameters, operations, MiB, and milliseconds for an image"
+BATCHES = (1, 64)
+"""Images at a time: one that is waited for, and many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """A network that is measured, and what is known of it before."""
+
+    network: nn.Module
+    shape: Shape
+    cost: Cost
+
+
+def add_switches(parser: argparse.ArgumentParser) -> None:
+    """Add the command's switches."""
+    parser.add_argument(
+        "networks",
+        nargs="+",
+        metavar="NAME|FOLDER",
+        help="resnetN, torchvision:NAME or package.module:function; a student's folder; a study's: its teacher and best student",
+    )
+    group = parser.add_argument_group("networks that are named")
+    group.add_argument("--image-size", type=whole, default=32, help="height and width in pixels (default: 32)")
+    group.add_argument("--channels", type=whole, default=3, help="of an image (default: 3)")
+    group.add_argument("--classes", type=whole, default=10, help="number of logits (default: 10)")
+    group = parser.add_argument_group("measuring")
+    group.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    group.add_argument(
+        "--seconds", type=number, default=2.0, help="for each network and batch size (default: 2); 0 measures no time"
+    )
+    add_device(parser, student=False)
+
+
+def run(a: argparse.Namespace) -> int:
+    """Measure and print."""
+    from dfkt.analysis.tables import column_notes, cost_cells, text_table
+
+    for name in ("image_size", "channels", "classes"):
+        check_rule(getattr(a, name) >= 1, f"{name} >= 1", **{name: getattr(a, name)})
+    check_rule(a.seconds >= 0, "seconds >= 0", seconds=a.seconds)
+    given = 1 if a.threads is None else a.threads
+    check_rule(given >= 1, "threads >= 1", threads=given)
+    device = torch.device(read_device(a.device))
+    found = [one for text in a.networks for one in contenders(text, a)]
+    costs = [one.cost for one in found]
+    if a.seconds:
+        with threads(given):
+            costs = timed(found, device, a.precision, a.seconds)
+    table = cost_cells(costs)
+    say(f"{text_table(table)}\n\n{column_notes(['MACs'])}")
+    if a.seconds:
+        cpu = f"{environment()['hardware']['cpu']}, {given} thread{'' if given == 1 else 's'}"
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+        say(f"Time: median and quartiles over up to 200 forward passes, networks in turns, {a.precision} on {where}.")
+    return 0
+
+
+def contenders(text: str, a: argparse.Namespace) -> list[Contender]:
+    """Return the networks that a word of the command line stands for.
+
+    Raises:
+        InputError: If it is neither a network nor the folder of a student or study.
+    """
+    storage = Storage(text) if "/" in text or ":" not in text else None
+    if storage is not None:
+        with readable(storage):
+            if storage.exists("study.json"):
+                return study_contenders(storage)
+            if storage.exists(CONFIG_FILE):
+                return _of_package(storage)
+        if "/" in text:
+            raise CheckpointError(
+                f"A folder whose cost is asked for must hold a student ({CONFIG_FILE}) or a study (study.json), "
+                f"but {storage.path} holds neither."
+            )
+    shape = (a.channels, a.image_size, a.image_size)
+    return [_named(NetworkConfig(name=text), text, a.classes, shape)]
+
+
+def timed(found: list[Contender], device: torch.device, precision: Precision, seconds: float) -> list[Cost]:
+    """Return the costs of some networks with the time that each takes, measured in turns.
+
+    Raises:
+        ConfigError: If one of them takes no images of its size.
+    """
+    answers = []
+    for one in found:
+        network = one.network.to(device, torch.float32, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        answers.append((network, one.shape))
+    with autocast(precision, device):
+        by_batch = {batch: measure(answers, batch, device, seconds) for batch in BATCHES}
+    return [
+        replace(one.cost, latencies={batch: times[k] for batch, times in by_batch.items()})
+        for k, one in enumerate(found)
+    ]
+
+
+def _named(config: NetworkConfig, name: str, classes: int, shape: Shape, test: float | None = None) -> Contender:
+    """Return a network with new weights: what they are changes none of its costs."""
+    network = fresh(config, classes=classes, shape=shape).eval()
+    with torch.inference_mode():
+        try:
+            network(torch.zeros(2, *shape))
+        except Exception as error:
+            size = "x".join(map(str, shape))
+            raise ConfigError(
+                f"{name} must take images of {size}, but does not: {one_line(error)}. See --image-size."
+            ) from error
+    counts = count(network, shape)
+    own = Cost(name, counts.parameters, counts.macs, counts.bytes, test)
+    return Contender(network, shape, own)
+
+
+def _of_package(storage: Storage, teacher: Mapping[str, Any] | None = None) -> list[Contender]:
+    """Return a student, behind its teacher if it had one, or behind a given one: its network, and its accuracy."""
+    student = load_student(storage, "float32")
+    own, shape = student.config["dfkt"], student.input_size
+    if own.get("teacher"):
+        teacher = {**own["teacher"], "network": own["teacher"]["settings"]["network"]}
+    found = []
+    if teacher is not None:
+        config, test = from_dict(NetworkConfig, teacher["network"]), teacher.get("test_accuracy")
+        found.append(_named(config, f"teacher {config.name}", len(student.classes), shape, test))
+    counts, size = count(student.network, shape), len(storage.read(WEIGHTS_FILE) or b"")
+    cost = Cost(f"student {own['network']['name']}", counts.parameters, counts.macs, size, own["test_accuracy"])
+    return [*found, Contender(student.network, shape, cost)]
+
+
+def study_contenders(storage: Storage) -> list[Contender]:
+    """Return a study's best student, behind its teacher.
+
+    Raises:
+        CheckpointError: If no final run is complete, or the student is gone.
+    """
+    from dfkt.analysis.figures import study_figures
+    from dfkt.analysis.statistics import best_student
+    from dfkt.store.study_store import read_study
+
+    study = read_study(storage, "config")
+    name = best_student(study_figures({study.name: study}), study.name)
+    if name is None:
+        raise CheckpointError(f"A study must have a complete final run, but {storage.path} has none yet.")
+    config, known = study.meta["config"]["teacher"], study.meta.get("teacher")
+    teacher = None if known is None else {**known, "network": config["network"]}
+    return _of_package(storage.sub("students", name), teacher)
