@@ -33,6 +33,7 @@ bench: install
 	$(BIN)/python benchmarks/flow_step.py --steps 1 --repeats 1
 	$(BIN)/python benchmarks/store.py --trials 64
 	$(BIN)/python benchmarks/overhead.py --trials 6
+	$(BIN)/python benchmarks/growing.py --machines 2 --trials 3 --epochs 12
 	$(BIN)/python benchmarks/scale.py --trials 60 --at-once 10 --epochs 5
 	$(BIN)/python benchmarks/study.py --trials 2 --epochs 9 --images 300 --precision float32
 	$(BIN)/python benchmarks/study.py --profile --epochs 5 --images 300 --precision float32

@@ -24,7 +24,7 @@ class Status:
         self.queue, self.clock = queue, clock
         self.done = 0
         self._running: dict[Any, tuple[bool, float]] = {}
-        self._took: dict[bool, list[float]] = {False: [], True: []}
+        self._took = {False: (0, 0.0), True: (0, 0.0)}  # by whether a run is never stopped: how many, their seconds
         self._best: dict[str, tuple[float, str]] = {}
         self._study = queue.studies[0].store.storage.path
         for arm in queue.arms.values():
@@ -40,7 +40,8 @@ class Status:
         """Count a run as done, with what its row says."""
         whole, begun = self._running.pop(run.id)
         if row["state"] in ("COMPLETE", "PRUNED"):
-            self._took[whole].append(self.clock() - begun)
+            count, seconds = self._took[whole]
+            self._took[whole] = count + 1, seconds + self.clock() - begun
         self._study = run.study
         self._judge(run.study, run.arm, row)
         self.done += 1
@@ -56,20 +57,21 @@ class Status:
 
     def seconds_left(self) -> float | None:
         """Estimate the seconds until the queue is over, from runs that ended in this session; ``None`` before one has."""
-        if not any(self._took.values()):
+        if not any(count for count, _ in self._took.values()):
             return None
         now, arms = self.clock(), self.queue.arms.values()
-        running = [max(self._usual(whole) - (now - begun), 0.0) for whole, begun in self._running.values()]
+        usual = {whole: self._usual(whole) for whole in (False, True)}
+        running = [max(usual[whole] - (now - begun), 0.0) for whole, begun in self._running.values()]
         trials = sum(arm.trials_left for arm in arms)
         others = sum(arm.count for arm in arms) - trials
-        waiting = trials * self._usual(False) + others * self._usual(True)
-        waiting += sum(self._usual(id[2] != "trial") for arm in arms for id in arm.running if id not in self._running)
+        waiting = trials * usual[False] + others * usual[True]
+        waiting += sum(usual[id[2] != "trial"] for arm in arms for id in arm.running if id not in self._running)
         return max([(waiting + sum(running)) / max(len(running), 1), *running])
 
     def _usual(self, whole: bool) -> float:
         """Return the mean seconds of a trial, or of a run that is never stopped; those of the other kind until one has ended."""
-        times = self._took[whole] or self._took[not whole]
-        return sum(times) / len(times)
+        count, seconds = self._took[whole] if self._took[whole][0] else self._took[not whole]
+        return seconds / count
 
     def _judge(self, study: str, arm: str, row: Mapping[str, Any]) -> None:
         accuracy = row.get("last_val_accuracy")
