@@ -52,7 +52,7 @@ def test_an_option_that_a_study_does_not_have_is_found() -> None:
 
 def test_the_page_has_commands_of_every_kind() -> None:
     assert {"up", "dashboard", "job", "submit", "down"} <= {line.split()[1] for line in RAY_LINES}
-    assert {"doctor", "show", "resume"} <= {line.split()[3] for line in STUDY_LINES if "-m dfkt" in line}
+    assert {"show", "resume"} <= {line.split()[3] for line in STUDY_LINES if "-m dfkt" in line}
 
 
 @pytest.mark.parametrize("name", CLUSTER_FILES)
