@@ -1,6 +1,7 @@
 """Runs that diverge or fail: they count as failed, say why, end a study where all would, and can be tried again."""
 
 import contextlib
+import itertools
 import math
 import os
 from pathlib import Path
@@ -331,7 +332,10 @@ def test_an_interrupted_search_without_an_end_stands_at_its_reference_settings_w
 def test_a_line_of_the_queue_is_printed_in_place_of_the_live_one(tmp_path: Path) -> None:
     searched = arm("dfkt", 1)
     with terminal(columns=100) as written:
-        played = Played(tmp_path, toy("s", searched, *ablations(searched, ["dense"]), seeds=1))
+        seconds = itertools.count(0.0)  # so that every look at the line is due
+        played = Played(
+            tmp_path, toy("s", searched, *ablations(searched, ["dense"]), seeds=1), clock=lambda: next(seconds)
+        )
         trial = played.ask()
         played.recorder.on_step_end(0, [])
         assert "1 running" in written()
