@@ -3,7 +3,8 @@
 Everything here is small enough to be read and written whole, so there is one way to write: a file is replaced
 as a whole, and a reader sees the old bytes or the new ones, never a part of either. Locally that is a hidden
 file in the same folder, then a rename; on object stores a PUT is atomic by itself. On a remote file system that
-is no object store (``hdfs://``) a reader may meet a file that is being written.
+is no object store (``hdfs://``) a reader may meet a file that is being written. What fails and may pass by itself is tried
+again for a while (:mod:`dfkt.store.remote`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dfkt.errors import StudyError, one_line
-from dfkt.store.lock import locked, tidied
-
-WITH_BUCKET = ("s3", "gs", "gcs", "abfs", "abfss")
-SCHEMES = (*WITH_BUCKET, "file", "hdfs", "viewfs", "http", "https")
-"""What begins like a URI and is not taken for a local path."""
+from dfkt.store.lock import LEASE, leased, locked, tidied
+from dfkt.store.remote import check_place, patient, remedy
 
 
 class Storage:
@@ -50,7 +48,7 @@ class Storage:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         text = os.fspath(path)
-        _check_place(text)
+        check_place(text)
         if text.startswith("file://"):
             text = _from_uri(text)[1]
         self.is_local = "://" not in text
@@ -81,6 +79,7 @@ class Storage:
         above, _, name = head.rstrip("/").rpartition("/")
         return Storage((above or "/") + mark + options), name
 
+    @patient
     def read(self, name: str) -> bytes | None:
         """Return the file's bytes, or ``None`` when there is no such file."""
         try:
@@ -93,6 +92,7 @@ class Storage:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    @patient
     def write(self, name: str, data: bytes) -> None:
         """Replace the file as a whole, or create it; missing folders are created."""
         if self.is_local:
@@ -105,12 +105,23 @@ class Storage:
             system.create_dir(path.rpartition("/")[0], recursive=True)
             _put(system, path, data)
 
+    @patient
     def exists(self, name: str) -> bool:
         """Return whether there is such a file."""
         if self.is_local:
             return os.path.isfile(os.path.join(self.path, name))
         system, path = self._locate(name)
         return bool(system.get_file_info(path).type == fs.FileType.File)
+
+    @patient
+    def modified(self, name: str) -> float | None:
+        """Return when the file was last written, in seconds by the clock of the store; ``None`` when there is no such file."""
+        if self.is_local:
+            path = os.path.join(self.path, name)
+            return os.stat(path).st_mtime if os.path.isfile(path) else None
+        system, path = self._locate(name)
+        written = system.get_file_info(path).mtime
+        return None if written is None else float(written.timestamp())
 
     def names(self) -> list[str]:
         """Return the sorted names of the files directly inside, hidden ones left out; none if there is no folder."""
@@ -124,6 +135,7 @@ class Storage:
         """Return the sorted names of all that lies directly inside, hidden or not; none if there is no folder."""
         return sorted(name for name, _ in self._scan())
 
+    @patient
     def delete(self, name: str) -> None:
         """Delete the file; no error when there is none."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -133,6 +145,7 @@ class Storage:
                 system, path = self._locate(name)
                 system.delete_file(path)
 
+    @patient
     def delete_all(self) -> None:
         """Delete the folder with everything in it; no error when there is none.
 
@@ -167,30 +180,33 @@ class Storage:
             self.write(name, b"")
             self.delete(name)
         except (OSError, pa.ArrowException) as error:
-            remedy = "Check its permissions and free space" if self.is_local else "Check the URI and your credentials"
+            cure = "Check its permissions and free space" if self.is_local else remedy(error)
             raise StudyError(
                 f"A study folder must be writable, but {self.path} is not: {one_line(error)}. "
-                f"{remedy}, or choose another folder."
+                f"{cure}, or choose another folder."
             ) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process while the context lasts; it is created if it is missing.
 
-        A folder in which nothing was written meanwhile is left as it was (:mod:`dfkt.store.lock`). A remote folder has no
-        lock: there, nothing keeps two processes apart.
+        A folder in which nothing was written meanwhile is left as it was (:mod:`dfkt.store.lock`). A remote folder's lock is
+        kept by a heartbeat, and is free 3 minutes after the last one.
 
         Raises:
             StudyError: If another process (or another context of this one) holds the folder, or it is not writable.
         """
-        if not self.is_local:
-            yield
-            return
-        with tidied(self.path):
+        if self.is_local:
+            with tidied(self.path):
+                self.check_writable()
+                with locked(self.path):
+                    yield
+        else:
             self.check_writable()
-            with locked(self.path):
+            with leased(self):
                 yield
 
+    @patient
     def _scan(self) -> list[tuple[str, str]]:
         """Return name and kind, ``file``, ``folder`` or ``other``, of all that lies directly inside."""
         if self.is_local:
@@ -228,8 +244,8 @@ class Storage:
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a file of this name is one that a killed process left here: half a write, or a probe."""
-    return re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp|\.probe-[0-9a-f]{32}", name) is not None
+    """Return whether a file of this name is one that a killed process left here: half a write, a probe, or a lease."""
+    return re.fullmatch(rf"\..+\.[0-9a-f]{{32}}\.tmp|\.probe-[0-9a-f]{{32}}|{LEASE.pattern}", name) is not None
 
 
 def _kind(is_file: bool, is_folder: bool) -> str:
@@ -239,23 +255,6 @@ def _kind(is_file: bool, is_folder: bool) -> str:
 def _put(system: Any, path: str, data: bytes) -> None:
     with system.open_output_stream(path) as stream:
         stream.write(data)
-
-
-def _check_place(text: str) -> None:
-    """Refuse what is neither a path nor a URI; what is left of a variable that was not set is the usual reason."""
-    if not text:
-        raise StudyError("A study folder must be a path or a URI, but got an empty text.")
-    if "\0" in text:
-        raise StudyError(f"A study folder's name must hold no zero byte, but got {text!r}.")
-    scheme, mark, rest = text.partition(":")
-    if scheme.lower() in SCHEMES and mark and not rest.startswith("//"):
-        raise StudyError(
-            f"A URI begins with {scheme.lower()}://, but got {text!r}. Write ./{text} for a local folder of that name."
-        )
-    if scheme in WITH_BUCKET and re.match(r"//($|[/?])", rest):
-        raise StudyError(
-            f"A URI names a bucket, {scheme}://BUCKET/FOLDER, but got {text!r}. Is a variable in it not set?"
-        )
 
 
 @contextlib.contextmanager
@@ -268,7 +267,9 @@ def readable(storage: Storage) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise StudyError(f"A study's folder must be readable, but {storage.path} is not: {one_line(error)}.") from error
+        cure = "" if storage.is_local else f" {remedy(error)}."
+        said = f"A study's folder must be readable, but {storage.path} is not: {one_line(error)}."
+        raise StudyError(f"{said}{cure}") from error
 
 
 def _from_uri(uri: str) -> tuple[Any, str]:

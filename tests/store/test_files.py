@@ -149,8 +149,3 @@ def test_the_lock_is_freed_when_its_holder_is_killed(tmp_path: Path) -> None:
         holder.kill()
     with Storage(tmp_path).lock():
         pass
-
-
-def test_a_remote_folder_has_no_lock() -> None:
-    with Storage("s3://bucket/a").lock(), Storage("s3://bucket/a").lock():
-        pass
