@@ -1,6 +1,7 @@
 """A cluster of two hosts, from ``ray up`` to ``ray down``, in the order of a user's day."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from dfkt.store.study_store import read_study
 
 BOTH = {"head", "worker"}
 pytestmark = [*RAY_MARKS, pytest.mark.timeout(600)]
+# Minutes of starting and killing Ray: a busy machine runs into its limits. DFKT_FAULTS=1 runs it.
+pytestmark = [*pytestmark, pytest.mark.skipif("DFKT_FAULTS" not in os.environ, reason="DFKT_FAULTS is not set")]
 
 
 @pytest.fixture(scope="module")
