@@ -1,6 +1,5 @@
 """A cluster of two hosts, from ``ray up`` to ``ray down``, in the order of a user's day."""
 
-import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -46,11 +45,6 @@ def test_every_host_has_an_address_that_its_own_name_does_not_lead_to(hosts: Own
     for host in hosts.lab.hosts.values():
         code = "import socket; print(socket.gethostbyname(socket.gethostname()))"
         assert host.run(f"python -c '{code}'").split() == ["127.0.1.1"]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("dfkt.cli.doctor") is None, reason="there is no command `doctor` yet")
-def test_doctor_finds_nothing_that_would_fail(hosts: OwnHosts) -> None:
-    hosts.head.run(f"python -m dfkt doctor --results {hosts.lab.shared}", 90)
 
 
 def test_runs_of_one_worker_use_both_hosts(hosts: OwnHosts) -> None:

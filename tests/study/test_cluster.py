@@ -134,7 +134,7 @@ cluster.HEAD_ASKED_EVERY, cluster.HEAD_GONE_AFTER = 0.05, 0.3
 server = socket.create_server(("127.0.0.1", 0))
 address = f"127.0.0.1:{server.getsockname()[1]}"
 over = threading.Event()
-watch = threading.Thread(target=cluster._watch_head, args=(address, over))
+watch = threading.Thread(target=cluster._watch_head, args=(address, over, threading.Event()))
 with cluster.native_errors_unseen():
     watch.start()
     watch.join(1)
