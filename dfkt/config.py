@@ -32,8 +32,9 @@ AS_KEY = "as_key"
 NO_KEY = {AS_KEY: lambda value: None}
 """Metadata of a field that counts in no key."""
 IF_GIVEN = {"if_given": True}
-PRETRAINED_OWN = "own"
 """Metadata of a field that counts in a key unless it is ``None``: it came later, and earlier keys stay what they were."""
+PRETRAINED_OWN = "own"
+"""What ``TeacherConfig.pretrained`` says for the weights of the network's library."""
 
 
 def _base_name(name: str) -> str:

@@ -21,6 +21,7 @@ Messages give the rule, the value found and, where there is one, the remedy.
 from __future__ import annotations
 
 import errno
+import sys
 from typing import TypeGuard
 
 MOST_CHARACTERS = 300
@@ -79,6 +80,12 @@ class FlowShapeError(RunError):
 
 class NonFiniteLossError(RunError):
     """A loss became nan or inf."""
+
+
+def tell(text: str) -> None:
+    """Write a line to ``stderr`` at once: what a part of the program has to say that has no log."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def one_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from dfkt.analysis.trust import val_error
 from dfkt.store.study_store import Study
+from dfkt.students.card import described
 
 OURS = "dfkt"
 About = dict[str, Any]
@@ -101,8 +102,7 @@ def describe_teacher(about: Mapping[str, Any]) -> str:
 
 def describe_network(network: Mapping[str, Any]) -> str:
     """Return a network's name and, unless it is 1, its width."""
-    width = network.get("width", 1)
-    return str(network["network"]) + (f" at {width:g} of its width" if width != 1 else "")
+    return described(str(network["network"]), network.get("width", 1))
 
 
 def setting_notes(about: Mapping[str, Any], runs: pd.DataFrame) -> list[str]:

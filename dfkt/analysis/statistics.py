@@ -110,8 +110,7 @@ def best_student(figures: Figures, setting: str) -> str | None:
 
     ``None`` where no final run is complete.
     """
-    known = complete_runs(figures, setting).dropna(subset="test_accuracy")
-    runs = known[known.arm.isin(main_arms(setting_about(figures, setting)))]
+    runs = _main_runs(figures, setting)
     arm = reference_arm(runs)
     if arm is None:
         return None
@@ -124,9 +123,7 @@ def cost_table(figures: Figures, setting: str) -> list[Cost]:
 
     All arms train the same network. Empty where nothing was counted, as in studies of earlier versions.
     """
-    about, found = setting_about(figures, setting), []
-    known = complete_runs(figures, setting).dropna(subset="test_accuracy")
-    runs = known[known.arm.isin(main_arms(about))]
+    about, runs, found = setting_about(figures, setting), _main_runs(figures, setting), []
     tests = {
         "teacher": about["teacher"].get("test_accuracy"),
         "student": runs[runs.arm == reference_arm(runs)].test_accuracy.mean(),
@@ -135,6 +132,12 @@ def cost_table(figures: Figures, setting: str) -> list[Cost]:
         name = f"{role} {describe_network(about[role])}"
         found.append(Cost(name, counts["parameters"], counts["macs"], counts["bytes"], tests[role]))
     return found
+
+
+def _main_runs(figures: Figures, setting: str) -> pd.DataFrame:
+    """Return the complete final runs of a setting's arms that are no ablations."""
+    known = complete_runs(figures, setting).dropna(subset="test_accuracy")
+    return known[known.arm.isin(main_arms(setting_about(figures, setting)))]
 
 
 def scratch_level(figures: Figures, setting: str) -> float:

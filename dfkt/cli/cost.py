@@ -42,7 +42,8 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         "networks",
         nargs="+",
         metavar="NAME|FOLDER",
-        help="resnetN, torchvision:NAME or package.module:function; a student's folder; a study's: its teacher and best student",
+        help="resnetN, torchvision:NAME, timm:NAME or package.module:function; a student's folder; a study's: its teacher and "
+        "best student",
     )
     group = parser.add_argument_group("networks that are named")
     group.add_argument("--image-size", type=whole, default=32, help="height and width in pixels (default: 32)")
@@ -90,7 +91,7 @@ def contenders(text: str, a: argparse.Namespace) -> list[Contender]:
     if storage is not None:
         with readable(storage):
             if storage.exists("study.json"):
-                return study_contenders(storage)
+                return _of_study(storage)
             if storage.exists(CONFIG_FILE):
                 return _of_package(storage)
         if "/" in text:
@@ -151,7 +152,7 @@ def _of_package(storage: Storage, teacher: Mapping[str, Any] | None = None) -> l
     return [*found, Contender(student.network, shape, cost)]
 
 
-def study_contenders(storage: Storage) -> list[Contender]:
+def _of_study(storage: Storage) -> list[Contender]:
     """Return a study's best student, behind its teacher.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,6 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 _OWN = re.compile(r"resnet(\d+)")
 _LIBRARIES = ("torchvision", "timm")
 """What stands for a library before the colon of a network's name, not for a module."""
-_TIMM = "timm (pip install 'dfkt[timm]')"
 
 
 def _torchvision_names() -> list[str]:
@@ -128,10 +127,13 @@ def build_network(config: NetworkConfig, *, num_classes: int, in_channels: int) 
 
 
 def _unknown(name: str) -> NetworkError:
-    near = difflib.get_close_matches(name, network_names(), n=3)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
     known = f"{', '.join(NETWORKS)} (any 6n+2), torchvision:NAME and timm:NAME for classifiers, package.module:function"
-    return NetworkError(f"Unknown network {name!r}.{meant} Known: {known}.")
+    return NetworkError(f"Unknown network {name!r}.{_meant(name, network_names())} Known: {known}.")
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def _from_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -149,15 +151,16 @@ def _from_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Modul
 
 
 def _from_timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """Build a network of timm's; ``.tag`` behind its name says which weights :mod:`dfkt.networks.pretrained` takes."""
+    """Build a network of timm's; ``.tag`` behind its name says which weights :mod:`dfkt.training.pretrained` takes."""
     try:
         import timm
     except ImportError as error:
-        raise NetworkError(f"{name} needs {_TIMM}, but it cannot be imported: {one_line(error)}.") from error
+        raise NetworkError(
+            f"{name} needs timm (pip install 'dfkt[timm]'), but it cannot be imported: {one_line(error)}."
+        ) from error
     short = name.removeprefix("timm:")
     if not timm.is_model(short.partition(".")[0]):
-        near = difflib.get_close_matches(short, timm.list_models(), n=3)
-        meant = f" Did you mean {' or '.join(f'timm:{other}' for other in near)}?" if near else ""
+        meant = _meant(name, [f"timm:{other}" for other in timm.list_models()])
         raise NetworkError(f"Unknown network {name!r}.{meant} `timm.list_models()` lists timm's.")
     try:
         network: nn.Module = timm.create_model(short, pretrained=False, num_classes=num_classes, in_chans=in_channels)

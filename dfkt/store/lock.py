@@ -15,7 +15,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -25,7 +24,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from dfkt.errors import StudyError, one_line
+from dfkt.errors import StudyError, one_line, tell
 
 LOCK_FILE = ".lock"
 MOST_OF_HOLDER = 100
@@ -174,7 +173,7 @@ def _check_free(folder: _Folder, own: str) -> None:
                 f"The study folder {folder.path} is in use by {said}, which wrote there {age:.0f} s ago. Wait for its end, or "
                 f"give the study another name; if it is dead, the folder is free {max(STALE - age, 1):.0f} s from now."
             )
-        _say(f"the lock of {folder.path} is taken over from {said}, which is gone or silent for {age:.0f} s")
+        tell(f"the lock of {folder.path} is taken over from {said}, which is gone or silent for {age:.0f} s")
         folder.delete(name)
 
 
@@ -190,7 +189,7 @@ def _beat(folder: _Folder, name: str, data: bytes, over: threading.Event) -> Non
         except (OSError, pa.ArrowException):  # the store is away: whatever else is written there says so
             continue
         if lost and not over.is_set():
-            _say(f"failed: the lock of {folder.path} was taken over by another process; this one ends")
+            tell(f"failed: the lock of {folder.path} was taken over by another process; this one ends")
             os.kill(os.getpid(), signal.SIGTERM)
             return
         last = time.time()
@@ -226,8 +225,3 @@ def _is_dead(lease: dict[str, Any]) -> bool:
         return False
     found = _whose(process)
     return not found.get("alive") or found["born"] != lease.get("born")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()

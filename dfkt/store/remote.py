@@ -10,12 +10,11 @@ import errno
 import functools
 import random
 import re
-import sys
 import time
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from dfkt.errors import StudyError, one_line
+from dfkt.errors import StudyError, one_line, tell
 
 WITH_BUCKET = ("s3", "gs", "gcs", "abfs", "abfss")
 SCHEMES = (*WITH_BUCKET, "file", "hdfs", "viewfs", "http", "https")
@@ -89,8 +88,7 @@ def patient(request: Callable[Concatenate[Owner, Given], Answer]) -> Callable[Co
                     raise
                 if waited >= SAID_AFTER and not said:
                     said = True
-                    sys.stderr.write(f"waiting for {self.path}, for up to {SECONDS:.0f} s ({one_line(error)})\n")
-                    sys.stderr.flush()
+                    tell(f"waiting for {self.path}, for up to {SECONDS:.0f} s ({one_line(error)})")
                 time.sleep(pause)
                 delay = min(2 * delay, LONGEST_DELAY)
             else:

@@ -30,6 +30,11 @@ CITATION = """```bibtex
 ```"""
 
 
+def described(name: str, width: float) -> str:
+    """Return a network's name and, unless it is 1, its width."""
+    return name + (f" at {width:g} of its width" if width != 1 else "")
+
+
 def card(config: Mapping[str, Any]) -> str:
     """Return the card of what a package's ``config.json`` says: front matter, accuracy and cost, use, training, citation."""
     own = config["dfkt"]
@@ -129,5 +134,4 @@ def _training(config: Mapping[str, Any]) -> str:
 
 
 def _named(network: Mapping[str, Any]) -> str:
-    width = network.get("width", 1)
-    return str(network["name"]) + (f" at {width:g} of its width" if width != 1 else "")
+    return described(str(network["name"]), network.get("width", 1))

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from dfkt.config import check_rule, is_finite
 from dfkt.errors import ConfigError, RunError, one_line
@@ -121,15 +121,28 @@ def await_machines(workers: Workers, seconds: float, log: Log = print) -> None:
     """
     log(f"{_takes(workers, nodes())}: waiting up to {seconds / 60:g} min for machines (--wait)")
     began = time.monotonic()
-    group = placement_group([workers.resources] * workers.count, strategy=workers.strategy)
-    try:
+    with asked_for(workers, [workers.count]) as (group,):
         while not group.wait(timeout_seconds=min(STEP, max(seconds, 0.1))):
             if time.monotonic() - began >= seconds:
                 raise RunError(_none_came(workers, seconds))
-    finally:
-        with contextlib.suppress(Exception):  # the cluster may have gone meanwhile
-            remove_placement_group(group)
     log(f"they came after {time.monotonic() - began:.0f} s")
+
+
+@contextlib.contextmanager
+def asked_for(workers: Workers, counts: Sequence[int]) -> Iterator[list[PlacementGroup]]:
+    """Ask the cluster for so many workers together, while the context lasts; an autoscaler sees what is not there yet.
+
+    Args:
+        workers: What one of them takes.
+        counts: A placement group for each.
+    """
+    groups = [placement_group([workers.resources] * count, strategy=workers.strategy) for count in counts]
+    try:
+        yield groups
+    finally:
+        for group in groups:
+            with contextlib.suppress(Exception):  # the cluster may have gone meanwhile
+                remove_placement_group(group)
 
 
 def _none_came(workers: Workers, seconds: float) -> str:
@@ -161,15 +174,10 @@ def count_groups(workers: Workers, machines: Machines) -> int:
         >>> count_groups(Workers(count=2, up_to=8), [{"CPU": 3.0}, {"CPU": 3.0}])
         1
     """
-    slots = count_slots(workers, machines)
-    return max(slots // workers.most, int(slots >= workers.count))
-
-
-def count_slots(workers: Workers, machines: Iterable[Mapping[str, float]]) -> int:
-    """Return how many single workers the machines hold at once."""
-    return sum(
+    slots = sum(
         min(int(node.get(name, 0) / each + 1e-9) for name, each in workers.resources.items()) for node in machines
     )
+    return max(slots // workers.most, int(slots >= workers.count))
 
 
 def may_come() -> list[dict[str, float]]:

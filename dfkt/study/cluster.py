@@ -18,7 +18,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dfkt.errors import ConfigError, RunError, one_line
+from dfkt.errors import ConfigError, RunError, one_line, tell
 from dfkt.study.driver import TRAIN_ENVIRONMENT
 
 ENVIRONMENT = {
@@ -39,7 +39,8 @@ ANSWERS_WITHIN = 10.0
 """Seconds until whoever listens at an address must have answered; Ray itself tries for minutes."""
 TRIES = 3
 """To start Ray on this machine; its parts have 30 s each time."""
-TERMINATED = 143
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code, as shells have it."""
 VITAL = ("gcs_server", "raylet")
 """Parts of a Ray that was started here without which it does nothing more."""
 HEAD_ASKED_EVERY, HEAD_GONE_AFTER = 5.0, 30.0
@@ -144,13 +145,12 @@ def _watch_head(address: str, over: threading.Event, asked: threading.Event) -> 
     heard = time.monotonic()
     while not over.wait(HEAD_ASKED_EVERY):
         dead = _dead_parts()
-        if _answers(address) and not dead:
+        if not dead and _refusal(address, HEAD_ASKED_EVERY) is None:
             heard = time.monotonic()
         elif dead or time.monotonic() - heard >= HEAD_GONE_AFTER:
             gone = f"Ray's {dead[0]} on this machine" if dead else f"the Ray cluster's head at {address}"
             why = "interrupted" if asked.is_set() else f"failed: {gone} is gone"
-            sys.stderr.write(f"{why}; what was finished is kept, and the same command goes on from there\n")
-            sys.stderr.flush()
+            tell(f"{why}; what was finished is kept, and the same command goes on from there")
             os._exit(TERMINATED if asked.is_set() else 1)  # the main thread may wait for the head for ever
 
 
@@ -160,13 +160,14 @@ def _dead_parts() -> list[str]:
     return [] if node is None else [kind for kind, _ in node.dead_processes() if kind in VITAL]
 
 
-def _answers(address: str) -> bool:
+def _refusal(address: str, seconds: float) -> Exception | None:
+    """Return why nobody answers at an address ``HOST:PORT``; ``None`` if somebody does."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), HEAD_ASKED_EVERY).close()
-    except (OSError, ValueError):
-        return False
-    return True
+        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        return error
+    return None
 
 
 @contextlib.contextmanager
@@ -211,9 +212,7 @@ def _check_listening(address: str | None) -> None:
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()):
         return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWERS_WITHIN).close()
-    except (OSError, OverflowError, UnicodeError) as error:
+    if (error := _refusal(f"{host}:{port}", ANSWERS_WITHIN)) is not None:
         raise ConfigError(f"No Ray cluster answers at {address}: {one_line(error)}") from error
 
 

@@ -133,7 +133,7 @@ class Driver:
         if self.workers.alone:
             _run_alone(run)
             return
-        from dfkt.study.group import run_group  # which this file need not know for a run alone
+        from dfkt.study.group import run_group  # which imports this file
 
         run_group(run, self.workers, self.max_failures, self.patience)
 

@@ -23,9 +23,10 @@ import torch
 from ray import tune
 from ray.train.backend import Backend
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from dfkt.store.files import Storage
+from dfkt.study.capacity import asked_for
 from dfkt.study.cluster import NETWORK_INTERFACE
 from dfkt.study.driver import Run, Workers, warned
 from dfkt.study.failures import CodeError, code_error, may_pass
@@ -61,16 +62,13 @@ def run_group(run: Run, workers: Workers, max_failures: int, patience: float) ->
     failures, over = 0, False
     while not over:
         count = _count_free(workers, patience)
-        more = [placement_group([workers.resources]) for _ in range(workers.most - count)]
         try:
-            over = _train(run, replace(workers, count=count), 0, more)
+            with asked_for(workers, [1] * (workers.most - count)) as more:
+                over = _train(run, replace(workers, count=count), 0, more)
         except ray.train.ControllerError:  # a machine was lost before all workers had begun: there may be fewer now
             failures += 1
             if failures > max_failures:
                 raise
-        finally:
-            for group in more:
-                remove_placement_group(group)
 
 
 def _count_free(workers: Workers, patience: float) -> int:
@@ -81,9 +79,7 @@ def _count_free(workers: Workers, patience: float) -> int:
     Raises:
         TimeoutError: If it has not the fewest in time.
     """
-    fewest = placement_group([workers.resources] * workers.count, strategy=workers.strategy)
-    rest = [placement_group([workers.resources]) for _ in range(workers.most - workers.count)]
-    try:
+    with asked_for(workers, [workers.count, *[1] * (workers.most - workers.count)]) as (fewest, *rest):
         if not fewest.wait(timeout_seconds=patience):
             raise TimeoutError(f"{workers.count} workers were not free within {patience / 60:g} min")
         found, since = 0, time.monotonic()
@@ -92,9 +88,6 @@ def _count_free(workers: Workers, patience: float) -> int:
                 found, since = there, time.monotonic()
             time.sleep(0.1)
         return workers.count + found
-    finally:
-        for group in (fewest, *rest):
-            remove_placement_group(group)
 
 
 def _is_there(group: PlacementGroup) -> bool:

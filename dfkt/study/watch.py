@@ -72,25 +72,16 @@ class Watch(tune.Callback):
         """Leave everything out: Tune pickles its callbacks."""
         return {}
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A run's process began."""
-        self.heard[trial.trial_id] = (trial, self.clock())
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-        """A run reported."""
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, result: Any = None, **info: Any) -> None:
+        """Note that a run's process began, or reported."""
         self.heard[trial.trial_id] = (trial, self.clock())
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A run ended."""
+        """Note that a run's process ended, in whatever way."""
         self.heard.pop(trial.trial_id, None)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A run was given up."""
-        self.heard.pop(trial.trial_id, None)
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A run's process died, and waits for another."""
-        self.heard.pop(trial.trial_id, None)
+    on_trial_result = on_trial_start
+    on_trial_error = on_trial_recover = on_trial_complete
 
     @ending
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray.train.torch
 
+from dfkt.study import capacity as capacity_module
 from dfkt.study import group as group_module
 from dfkt.study.driver import Driver, Run, Workers, warned
 from dfkt.study.failures import may_pass
@@ -76,8 +77,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         found.groups.append(group)
         return group
 
-    monkeypatch.setattr(group_module, "placement_group", ask)
-    monkeypatch.setattr(group_module, "remove_placement_group", lambda group: setattr(group, "removed", True))
+    monkeypatch.setattr(capacity_module, "placement_group", ask)
+    monkeypatch.setattr(capacity_module, "remove_placement_group", lambda group: setattr(group, "removed", True))
     monkeypatch.setattr(group_module, "SETTLED", 0.3)
     return found
 
