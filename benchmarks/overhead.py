@@ -31,6 +31,7 @@ from dfkt.study.queue import Queue
 from dfkt.study.study import run_queue
 
 TAPS = StudentTaps(4, (0, 1, 2, 3))
+ABOUT = {"title": "none", "classes": 10, "channels": 3, "image_size": [32, 32]}
 
 
 def idle(run: Run) -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     finished: list[float] = []
     workers = Workers(gpus=0)
     with tempfile.TemporaryDirectory() as folder:
-        store = open_store(config, Storage(folder).sub("study"), {"title": "none"}, TAPS)
+        store = open_store(config, Storage(folder).sub("study"), ABOUT, TAPS)
         save = store.save
         store.save = lambda *args: _timed(saved, save, *args)  # type: ignore[method-assign]
         began = time.perf_counter()

@@ -42,6 +42,7 @@ from dfkt.study.search import Journal, mend_journal
 from dfkt.study.stopping import Stopping
 
 TAPS = StudentTaps(4, (0, 1, 2, 3))
+ABOUT = {"title": "none", "classes": 10, "channels": 3, "image_size": [32, 32]}
 FAILING = 0.03
 """Share of the trials whose loss is not finite."""
 STEPS = 390
@@ -258,7 +259,7 @@ def main() -> None:
     config = StudyConfig(name="scale", arms=(arm,), train=TrainConfig(epochs=options.epochs), seeds=1, confirm=0)
     with tempfile.TemporaryDirectory(prefix="dfkt-scale-", dir=options.folder) as path:
         folder = Storage(path).sub("study")
-        open_store(config, folder, {"title": "none"}, TAPS)
+        open_store(config, folder, ABOUT, TAPS)
         began, memory = time.perf_counter(), peak()
         meter, ended = search(config, folder, options.at_once)
         print(f"{options.trials} trials of {options.epochs} epochs, {options.at_once} at once, on {processor()}")

@@ -97,17 +97,12 @@ def run_all(configs: Sequence[StudyConfig], results: str, a: argparse.Namespace)
     from dfkt.analysis.pages import folder_page
     from dfkt.study.study import check_studies, run_studies
 
+    given: dict[str, Any] = {"placement": read_placement(a), "workers": read_workers(a), "log": say}
+    demand = read_demand(a)
     if a.dry_run:
-        check_studies(configs, results, placement=read_placement(a), log=say)
+        check_studies(configs, results, **given)
         return 0
-    given: dict[str, Any] = {
-        "placement": read_placement(a),
-        "workers": read_workers(a),
-        "demand": read_demand(a),
-        "address": a.address,
-        "log": say,
-        "retry": a.retry_failed,
-    }
+    given |= {"demand": demand, "address": a.address, "retry": a.retry_failed}
     folders, single = [Storage(results).sub(config.name) for config in configs], len(configs) == 1
     shown = folders[0].path if single else results
     stopped = f"interrupted; what was finished is kept; `python -m dfkt resume {shlex.quote(shown)}` goes on from there"

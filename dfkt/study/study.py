@@ -82,20 +82,19 @@ def run_studies(
     """
     names = [config.name for config in configs]
     check_rule(len(set(names)) == len(names) > 0, "studies have different names", names=names)
-    placement = placement or Placement()
+    placement, wanted, demand = placement or Placement(), workers or Workers(), demand or Demand()
+    check_shares(wanted, configs)
     folders = [Storage(results).sub(name) for name in names]
     with _storage_watched(results), contextlib.ExitStack() as held:
         for folder in folders:
             held.enter_context(hold(folder))
         configs = list(map(stored_precision, configs, folders))
         checked = [check_study(c, folder, placement, log) for c, folder in zip(configs, folders, strict=True)]
-        wanted, demand = workers or Workers(), demand or Demand()
         workers = wanted
         again = retry and any(map(_has_failed, configs, folders))
         if starts := again or not is_over(configs, folders, [known.taps for known in checked]):
             held.enter_context(cluster(address, log))
             workers = fit_workers(wanted, demand, log)
-            check_shares(workers, configs)
             placement = workers.place(placement)
             configs = [decide_precision(*both, workers, log) for both in zip(configs, folders, strict=True)]
         given = {"placement": to_dict(placement), "workers": to_dict(wanted), "demand": to_dict(demand)}
@@ -115,18 +114,22 @@ def run_studies(
         return Outcome(tuple(folder.path for folder in folders), not queue.over, queue.failures)
 
 
-def check_studies(configs: Sequence[StudyConfig], results: str, *, placement: Placement, log: Log = print) -> None:
+def check_studies(
+    configs: Sequence[StudyConfig], results: str, *, placement: Placement, workers: Workers, log: Log = print
+) -> None:
     """Check studies as :func:`run_studies` does and say what it would train; no file stays behind, and Ray is not started.
 
     Args:
         configs: As for :func:`run_studies`.
         results: As for :func:`run_studies`.
         placement: As for :func:`run_studies`.
+        workers: As for :func:`run_studies`.
         log: As for :func:`run_studies`.
 
     Raises:
         InputError: If anything that was asked for cannot be done.
     """
+    check_shares(workers, configs)
     for config in configs:
         folder = Storage(results).sub(config.name)
         with hold(folder):
