@@ -144,7 +144,8 @@ def table(machines: Steps, runs: Steps) -> str:
     first = {number: at for at, number in reversed(machines)}
     most = max(number for _, number in machines)
     lines = [f"machine {number} there after{first[number]:34.0f} s" for number in range(1, most + 1)]
-    lines += [f"{most} runs at once after{next((at for at, n in runs if n >= most), float('nan')):35.0f} s"]
+    full = next((at for at, n in runs if n >= most), None)
+    lines += [f"{most} runs at once {'not seen' if full is None else f'after{full:35.0f} s'}"]
     lines += [f"last run ended after{runs[-1][0]:35.0f} s"]
     back = next((at for at, n in machines if at > runs[-1][0] and n == 0), None)
     return "\n".join([*lines, f"all machines given back {f'{back - runs[-1][0]:.0f} s later' if back else 'not seen'}"])
