@@ -4,7 +4,7 @@ Question    Does a searched DFKT student beat scratch, KD and FSP students of th
 Data        CIFAR-100: 50,000 + 10,000 images 32x32 in 100 classes, downloaded by torchvision; a tenth of train is val
 Networks    teacher resnet32 (164 epochs), student resnet14
 Budget      60 trials of 108 epochs, ASHA stopping the weak ones; then 5 seeds each of scratch, KD, FSP and the best DFKT
-Command     python studies/cifar100_sweep.py              on a cluster: see cluster.yaml
+Command     python studies/cifar100_sweep.py              on a cluster: see docs/cluster.md
 Smaller     --smoke (minutes on two cores); --trials, --epochs, --limit-train; --data FOLDER for images of your own
 Result      not run here yet: the images are not at hand; docs/results.md has what stands in for them
 """

@@ -4,7 +4,7 @@ Question    Does a searched DFKT student beat scratch, KD and FSP students of th
 Data        SVHN: 73,257 + 26,032 images 32x32 in 10 classes, downloaded by torchvision; a tenth of train is val
 Networks    teacher resnet26 (60 epochs), student resnet8
 Budget      40 trials of 40 epochs, ASHA stopping the weak ones; then 5 seeds each of scratch, KD, FSP and the best DFKT
-Command     python studies/svhn_sweep.py              on a cluster: see cluster.yaml
+Command     python studies/svhn_sweep.py              on a cluster: see docs/cluster.md
 Smaller     --smoke (minutes on two cores); --trials, --epochs, --limit-train; --data FOLDER for images of your own
 Result      not run here yet: the images are not at hand
 """
