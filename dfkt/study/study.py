@@ -90,8 +90,7 @@ def run_studies(
             held.enter_context(hold(folder))
         configs = list(map(stored_precision, configs, folders))
         checked = [check_study(c, folder, placement, log) for c, folder in zip(configs, folders, strict=True)]
-        workers = wanted
-        again = retry and any(map(_has_failed, configs, folders))
+        workers, again = wanted, retry and any(map(_has_failed, configs, folders))
         if starts := again or not is_over(configs, folders, [known.taps for known in checked]):
             held.enter_context(cluster(address, log))
             workers = fit_workers(wanted, demand, log)
@@ -108,7 +107,9 @@ def run_studies(
             keep_teacher(study, log)
         queue = Queue(studies, log)
         failures = max(config.max_failures for config in configs)
-        if not queue.over:
+        if queue.over:
+            _tidy(queue, quiet=True)  # a kill at the very end may have left something
+        else:
             driver = Driver(workers, failures, demand.wait * 60)
             run_queue(queue, driver, Capacity(workers, demand), max_failures=failures, log=log)
         return Outcome(tuple(folder.path for folder in folders), not queue.over, queue.failures)
@@ -177,16 +178,21 @@ def run_queue(
     )
     with signals_kept(), native_errors_unseen():
         tuner.fit()
-    with contextlib.suppress(OSError) if queue.broken else contextlib.nullcontext():
+    _tidy(queue, quiet=queue.broken is not None)
+    if isinstance(queue.broken, OSError):
+        raise storage_error(queue.broken, storage.path) from queue.broken
+    if queue.broken is not None:
+        raise queue.broken
+
+
+def _tidy(queue: Queue, *, quiet: bool) -> None:
+    """Delete what only studies on their way need; where storage takes nothing more, that may be no matter."""
+    with contextlib.suppress(OSError) if quiet else contextlib.nullcontext():
         for study in queue.studies:
             for name in ("ray", "runs") if queue.over else ("ray",):
                 study.store.storage.sub(name).delete_all()
             if queue.over:
                 forget(study.config, study.placement, study.store.storage.path)
-    if isinstance(queue.broken, OSError):
-        raise storage_error(queue.broken, storage.path) from queue.broken
-    if queue.broken is not None:
-        raise queue.broken
 
 
 def check_shares(workers: Workers, configs: Sequence[StudyConfig]) -> None:

@@ -21,6 +21,7 @@ from dfkt.data.image_set import ImageSet
 from dfkt.errors import NonFiniteLossError, RunError
 from dfkt.methods.base import Features, Term
 from dfkt.methods.scratch import Scratch
+from dfkt.store.files import Storage
 from dfkt.store.origin import environment
 from dfkt.store.study_store import StudyStore, read_study
 from dfkt.study.config import StudyConfig, ablations
@@ -271,6 +272,16 @@ def test_a_study_that_is_over_starts_again_for_failed_runs_alone_when_told_to(
     assert handed == []
     run_studies([config], str(tmp_path), workers=Workers(gpus=0), retry=True, log=print)
     assert handed == ["scratch trial 0"]
+
+
+def test_what_a_kill_at_the_very_end_left_is_deleted_by_the_same_command(tmp_path: Path, handed: list[str]) -> None:
+    config = toy("s", arm("scratch"), seeds=1)
+    Played(tmp_path, config).run()
+    for folder in (("ray", "tune"), ("runs", "scratch-00000")):
+        Storage(tmp_path / "s").sub(*folder).write("state", b"left")
+    run_studies([config], str(tmp_path), workers=Workers(gpus=0), log=print)
+    assert handed == []
+    assert {"ray", "runs"}.isdisjoint(path.name for path in (tmp_path / "s").iterdir())
 
 
 def test_a_study_without_failed_runs_and_one_that_is_new_have_nothing_to_try_again(
