@@ -1,11 +1,12 @@
 # make study   installs and runs the study on scikit-learn's digits     make test   installs and tests
 # make check   linters, layers, type checker                            make bench  every benchmark at its smallest size
+# make faults  ten kills, and a study over two hosts, where the machine allows them
 # make gpu     tests and times a GPU; installs nothing     make clean  removes the environment and results/
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install study test check bench gpu clean
+.PHONY: install study test faults check bench gpu clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +21,10 @@ study: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+# Minutes of killing what runs, and of two hosts that are played by namespaces (as root, with sshd and rsync; else skipped).
+faults: install
+	DFKT_FAULTS=1 $(BIN)/python -m pytest tests/faults/test_kills.py tests/cluster
 
 check: install
 	$(BIN)/ruff check .
