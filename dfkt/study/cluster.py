@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dfkt.errors import ConfigError, RunError, one_line, tell
 from dfkt.study.driver import TRAIN_ENVIRONMENT
+from dfkt.study.last_words import OVER, last_words
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -39,6 +40,7 @@ ANSWERS_WITHIN = 10.0
 """Seconds until whoever listens at an address must have answered; Ray itself tries for minutes."""
 TRIES = 3
 """To start Ray on this machine; its parts have 30 s each time."""
+INTERRUPTED = "interrupted; what was finished is kept, and the same command goes on from there"
 TERMINATED = 128 + signal.SIGTERM
 """Exit code, as shells have it."""
 VITAL = ("gcs_server", "raylet")
@@ -79,9 +81,24 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
     options: dict[str, Any] = {}
     if not address:  # the dashboard must be on: it frees the placement groups of stopped trials
         options = {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
-    terminate = signal.getsignal(signal.SIGTERM)
     options |= {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": forwarded}}
+    with last_words(_gone("Ray's raylet on this machine")) as told:
+        yield from _joined(address, options, told, log)
+
+
+def _joined(address: str | None, options: dict[str, Any], told: Callable[[str], None], log: Log | None) -> Iterator[None]:
+    """Connect, watch the head meanwhile, and shut down.
+
+    Args:
+        address: As for :func:`cluster`, or ``None`` to start one.
+        options: For ``ray.init``.
+        told: Hands on what :func:`dfkt.study.last_words.last_words` wants to know.
+        log: As for :func:`cluster`.
+    """
+    terminate = signal.getsignal(signal.SIGTERM)
     context = _connected(address, options, log)
+    if (node := ray._private.worker._global_node) is not None:
+        told(node.raylet_socket_name)
     asked = threading.Event()
 
     def end(number: int, frame: Any) -> None:
@@ -98,7 +115,7 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
         log(f"Ray's dashboard: http://{context.dashboard_url}")
     over = threading.Event()
     if head := getattr(context, "address_info", {}).get("gcs_address"):
-        threading.Thread(target=_watch_head, args=(head, over, asked), name="head watch", daemon=True).start()
+        threading.Thread(target=_watch_head, args=(head, over, asked, told), name="head watch", daemon=True).start()
     try:
         yield
     finally:
@@ -134,13 +151,18 @@ def _connected(address: str | None, options: dict[str, Any], log: Log | None) ->
     raise AssertionError("the last try returned or raised")
 
 
-def _watch_head(address: str, over: threading.Event, asked: threading.Event) -> None:
+def _gone(what: str) -> str:
+    return f"failed: {what} is gone; what was finished is kept, and the same command goes on from there"
+
+
+def _watch_head(address: str, over: threading.Event, asked: threading.Event, told: Callable[[str], None]) -> None:
     """End this process with one line once the cluster's head is gone: Ray would, a minute later and with a page of its own.
 
     Args:
         address: ``HOST:PORT`` of its control store.
         over: Set when nothing is asked of it any more.
         asked: Set when this process was to end: who ends all processes of a job ends Ray's too.
+        told: Told that nothing is left to be said.
     """
     heard = time.monotonic()
     while not over.wait(HEAD_ASKED_EVERY):
@@ -148,9 +170,9 @@ def _watch_head(address: str, over: threading.Event, asked: threading.Event) -> 
         if not dead and _refusal(address, HEAD_ASKED_EVERY) is None:
             heard = time.monotonic()
         elif dead or time.monotonic() - heard >= HEAD_GONE_AFTER:
-            gone = f"Ray's {dead[0]} on this machine" if dead else f"the Ray cluster's head at {address}"
-            why = "interrupted" if asked.is_set() else f"failed: {gone} is gone"
-            tell(f"{why}; what was finished is kept, and the same command goes on from there")
+            gone = _gone(f"Ray's {dead[0]} on this machine" if dead else f"the Ray cluster's head at {address}")
+            told(OVER)
+            tell(INTERRUPTED if asked.is_set() else gone)
             os._exit(TERMINATED if asked.is_set() else 1)  # the main thread may wait for the head for ever
 
 

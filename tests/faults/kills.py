@@ -290,7 +290,7 @@ class _Study:
             self._gone(command)
             self.latest.left = time.monotonic() - self.latest.at
             self.ended_by_us = True
-        told = command.code == 1 and command.says("failed: ")
+        told = command.code == 0 or (command.code == 1 and command.says("failed: "))
         if kind in ("raylet", "gcs") and command.says(CONNECTED) and not told:
             self._fault(f"exit code {command.code}, and no line that says why: {command.text[-300:]!r}")
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from conftest import RAY_MARKS
 
 from dfkt.config import Placement
 from dfkt.errors import ConfigError, RunError
@@ -22,6 +24,11 @@ from dfkt.study.driver import Workers
 def context(dashboard: str = "") -> SimpleNamespace:
     """Return what ``ray.init`` does, of a head that nobody can ask before the test is over."""
     return SimpleNamespace(dashboard_url=dashboard, address_info={"gcs_address": "127.0.0.1:1"})
+
+
+def with_ray(test: Any) -> Any:
+    """Mark a test that starts Ray."""
+    return reduce(lambda marked, mark: mark(marked), RAY_MARKS, test)
 
 
 FILE = Path(__file__).parents[2] / "cluster.yaml"
@@ -134,7 +141,7 @@ cluster.HEAD_ASKED_EVERY, cluster.HEAD_GONE_AFTER = 0.05, 0.3
 server = socket.create_server(("127.0.0.1", 0))
 address = f"127.0.0.1:{server.getsockname()[1]}"
 over = threading.Event()
-watch = threading.Thread(target=cluster._watch_head, args=(address, over, threading.Event()))
+watch = threading.Thread(target=cluster._watch_head, args=(address, over, threading.Event(), str))
 with cluster.native_errors_unseen():
     watch.start()
     watch.join(1)
@@ -147,6 +154,28 @@ with cluster.native_errors_unseen():
     assert (done.returncode, done.stdout) == (1, "goes on\n")
     assert done.stderr.startswith("failed: the Ray cluster's head at 127.0.0.1:")
     assert done.stderr.endswith(" is gone; what was finished is kept, and the same command goes on from there\n")
+
+
+@with_ray
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_raylet_that_is_gone_ends_the_process_with_one_line_whatever_is_asked_of_it(asked: bool) -> None:
+    """Ray's C++ part would end the process, without a word, when something is asked of a raylet that is gone."""
+    code = f"""
+import psutil, ray, time
+from dfkt.study.cluster import cluster
+with cluster(None):
+    task = ray.remote(lambda: 1)
+    ray.get(task.remote())
+    (raylet,) = [part for part in psutil.Process().children(recursive=True) if part.name() == "raylet"]
+    raylet.kill()
+    if {asked}:
+        ray.put(b"x" * 1_000_000)
+        ray.get(task.remote())
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    gone = "failed: Ray's raylet on this machine is gone; what was finished is kept, and the same command goes on from there\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", gone)
 
 
 def test_inside_a_cluster_nothing_is_started_or_ended(monkeypatch: pytest.MonkeyPatch) -> None:
