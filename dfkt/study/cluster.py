@@ -86,7 +86,9 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
         yield from _joined(address, options, told, log)
 
 
-def _joined(address: str | None, options: dict[str, Any], told: Callable[[str], None], log: Log | None) -> Iterator[None]:
+def _joined(
+    address: str | None, options: dict[str, Any], told: Callable[[str], None], log: Log | None
+) -> Iterator[None]:
     """Connect, watch the head meanwhile, and shut down.
 
     Args:
