@@ -115,7 +115,7 @@ class Setting:
     @property
     def device(self) -> torch.device:
         """Where it trains."""
-        return self.data.train.images.device
+        return self.data.device
 
     def training(self) -> Training:
         """Return our loop of it."""

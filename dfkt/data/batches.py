@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfkt.data.image_set import ImageSet, Split
+from dfkt.data.mapped import Rows, read_ahead
 
 LEAST_AREA, SIDE_RATIO = 0.08, 4 / 3
 """Smallest area, and largest ratio of width to height or back, of random areas: those networks for ImageNet are trained with."""
@@ -37,14 +39,19 @@ def train_batches(
     Yields:
         Images ``[B, C, H, W]``, float32, channels last in memory; labels ``[B]``, int64.
     """
-    size, labels = min(batch_size, len(data.padded)), data.padded.labels
-    plan = [drawn.to(labels.device) for drawn in _draw_epoch(data, seed, epoch)]
-    for step in range(start, steps_per_epoch(data, batch_size)):
+    size, labels, source = min(batch_size, len(data.padded)), data.padded.labels, data.padded.images
+    steps = range(start, steps_per_epoch(data, batch_size))
+    plan = _draw_epoch(data, seed, epoch)
+    order = [plan[0][step * size : (step + 1) * size][rank::world] for step in steps]
+    sources = read_ahead(source, order, data.device) if isinstance(source, Rows) else repeat(source)
+    plan = tuple(drawn.to(data.device) for drawn in plan)
+    for step, among in zip(steps, sources, strict=False):
         chosen, top, left, flip, *box = (drawn[step * size : (step + 1) * size][rank::world] for drawn in plan)
+        places = torch.arange(len(chosen), device=data.device) if isinstance(source, Rows) else chosen
         if data.resized:
-            images = random_areas(data.padded.images.index_select(0, chosen), *box)
+            images = random_areas(among.index_select(0, places), *box)
         else:
-            images = random_crops(data.padded.images, data.image_size, chosen, top, left)
+            images = random_crops(among, data.image_size, places, top, left)
         if data.flip:
             images = random_flips(images, flip)
         yield data.normalise(images), labels[chosen]
@@ -52,7 +59,9 @@ def train_batches(
 
 def eval_batches(data: ImageSet, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a split's batches in order, normalised and not augmented, with the incomplete last one."""
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+    source, order = split.images, torch.arange(len(split)).split(batch_size)
+    parts = read_ahead(source, order, data.device) if isinstance(source, Rows) else source.split(batch_size)
+    for images, labels in zip(parts, split.labels.split(batch_size), strict=True):
         yield data.normalise(images), labels
 
 

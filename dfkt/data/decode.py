@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,6 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from dfkt.data.listing import unreadable
-from dfkt.data.source import blank
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 LONGEST = 100
@@ -25,31 +25,41 @@ _SCALED = ("PNG", "PPM")
 """Formats whose pixels of 32 bits hold the 16 bits of the file."""
 
 
-def decode_all(paths: Sequence[Path], *, size: int, channels: int | None = None, title: str = "") -> NDArray[np.uint8]:
-    """Return images as ``[N, size, size, C]``, decoded in parallel with a progress bar where someone is watching.
+def decode_all(
+    paths: Sequence[Path], file: BinaryIO, *, size: int, channels: int | None = None, title: str = ""
+) -> None:
+    """Decode images into a file as NumPy keeps arrays (``.npy``), ``[N, size, size, C]``: all need not fit into memory.
+
+    It is done in parallel, with a progress bar where someone is watching.
 
     Args:
         paths: The image files.
+        file: Empty; what is written lies in it in any order until the end.
         size: Height and width of the result.
         channels: 1 or 3; ``None`` gives 1 if every image is grey, else 3.
         title: What the progress bar calls them.
 
     Raises:
-        DataError: If a file cannot be decoded, or all do not fit into memory.
+        DataError: If an image cannot be decoded.
+        OSError: If the file takes no more.
     """
-    count = len(paths)
-    images = blank(count, size, size, channels or 3)
-    grey = np.zeros(count, dtype=np.bool_)
+    if channels is None:
+        channels = 1 if all(_headers(paths, lambda image: image.mode in GREY_MODES, title)) else 3
+    shape, each = (len(paths), size, size, channels), size * size * channels
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    file.flush()
+    first = file.tell()
 
     def decode(start: int) -> int:
-        stop = min(start + CHUNK, count)
-        for i in range(start, stop):
-            image = decode_image(paths[i], size=size, channels=channels)
-            images[i], grey[i] = image, image.shape[2] == 1
-        return stop - start
+        chosen = paths[start : start + CHUNK]
+        images = np.stack([decode_image(path, size=size, channels=channels) for path in chosen])
+        left, place = memoryview(images.tobytes()), first + start * each
+        while left:
+            written = os.pwrite(file.fileno(), left, place)
+            left, place = left[written:], place + written
+        return len(chosen)
 
-    _in_parallel(decode, count, f"decoding {title}")
-    return np.ascontiguousarray(images[..., :1]) if grey.all() else images
+    _in_parallel(decode, len(paths), f"decoding {title}")
 
 
 def shorter_sides(paths: Sequence[Path], *, title: str = "") -> list[int]:
@@ -58,17 +68,22 @@ def shorter_sides(paths: Sequence[Path], *, title: str = "") -> list[int]:
     Raises:
         DataError: If a file is no image that :func:`decode_all` could take, as far as its header tells.
     """
-    sides = [0] * len(paths)
+    return _headers(paths, lambda image: min(image.size), title)
 
-    def read(start: int) -> int:
+
+def _headers(paths: Sequence[Path], read: Callable[[Image.Image], Any], title: str) -> list[Any]:
+    """Return what is read of every image's header."""
+    found: list[Any] = [None] * len(paths)
+
+    def look(start: int) -> int:
         stop = min(start + CHUNK, len(paths))
         for i in range(start, stop):
             with _opened(paths[i]) as image:
-                sides[i] = min(image.size)
+                found[i] = read(image)
         return stop - start
 
-    _in_parallel(read, len(paths), f"checking {title}")
-    return sides
+    _in_parallel(look, len(paths), f"checking {title}")
+    return found
 
 
 def decode_image(path: Path, *, size: int, channels: int | None = None) -> NDArray[np.uint8]:

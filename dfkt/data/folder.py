@@ -156,9 +156,8 @@ def read_images(
         with locked(cache, f"{path.name}.lock"):
             images = _kept(listing, cache, size, channels)[1]  # another process may have written it meanwhile
             if images is None:
-                images = decode_all(listing.paths, size=size, channels=channels, title=listing.folder.name)
-                _save(path, images)
-                images = _map(path)  # the decoded copy is given up
+                _decode(listing, path, size, channels)
+                images = _map(path)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
@@ -207,11 +206,11 @@ def _map(path: Path) -> NDArray[np.uint8]:
         return np.asarray(np.load(path, allow_pickle=False))
 
 
-def _save(path: Path, images: NDArray[np.uint8]) -> None:
+def _decode(listing: Listing, path: Path, size: int, channels: int | None) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            np.save(file, images)
+            decode_all(listing.paths, file, size=size, channels=channels, title=listing.folder.name)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
-"""One set of images in memory: the padded training images, ``val``, and how both are normalised.
+"""One set of images: the padded training images, ``val``, and how both are normalised.
 
-The training images are held once. They lie there with the zeros around them that random crops run into; what
-:attr:`ImageSet.train` gives is a view of their inside.
+The training images are held once. They lie in memory with the zeros around them that random crops run into; what
+:attr:`ImageSet.train` gives is a view of their inside. Large ones, which are not padded, stay mapped from their file
+(``mapped.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dfkt.data.mapped import Images, Rows
+
 CHUNK = 1024
 """Images that are copied at a time where a whole copy would cost memory."""
 
@@ -23,8 +26,8 @@ CHUNK = 1024
 class Split:
     """Images and labels in one order."""
 
-    images: Tensor
-    """``[N, H, W, C]``, uint8."""
+    images: Images
+    """``[N, H, W, C]``, uint8; on the labels' device, or mapped from a file."""
     labels: Tensor
     """``[N]``, int64."""
 
@@ -33,7 +36,8 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """Return the split on a device; tensors that are there already are not copied."""
-        return Split(self.images.to(device), self.labels.to(device))
+        images = self.images.on(device) if isinstance(self.images, Rows) else self.images.to(device)
+        return Split(images, self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +103,9 @@ class ImageSet:
         if mean is None or std is None:
             own = channel_moments(train.images)
             mean, std = own[0] if mean is None else mean, own[1] if std is None else std
-        images = F.pad(train.images, (0, 0, *(padding,) * 4)) if padding else train.images.contiguous()
+        images = train.images
+        if isinstance(images, Tensor):
+            images = F.pad(images, (0, 0, *(padding,) * 4)) if padding else images.contiguous()
         return cls(
             name=name, title=title or name, classes=classes, padded=Split(images, train.labels), val=val,
             mean=mean, std=std, padding=padding, flip=flip, notes=notes,
@@ -129,6 +135,11 @@ class ImageSet:
             f"{self.title}: {len(self.padded)} train and {len(self.val)} val images, {height}x{width} {colour}, "
             f"{self.num_classes} classes; {moments}; augmented by {crop}, {'mirrored' if self.flip else 'not mirrored'}"
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made: all lies there but images that stay mapped."""
+        return self.padded.labels.device
 
     @property
     def num_classes(self) -> int:
@@ -177,21 +188,25 @@ class ImageSet:
         return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def inside(padded: Tensor, padding: int) -> Tensor:
+def inside(padded: Images, padding: int) -> Images:
     """Return a view of ``[N, H + 2 * padding, W + 2 * padding, C]`` without its edges: ``[N, H, W, C]``."""
+    if isinstance(padded, Rows):  # which are never padded
+        return padded
     _, rows, columns, _ = padded.shape
     return padded[:, padding : rows - padding, padding : columns - padding]
 
 
-def channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
+def channel_moments(images: Images) -> tuple[Tensor, Tensor]:
     """Return mean and std per channel of uint8 ``[N, H, W, C]`` on the CPU: two float32 ``[C]`` in units of 0..1.
 
     std is at least 1/255, so constant images stay finite.
     """
-    channels, count = images.shape[3], images[..., 0].numel()
+    channels, count = images.shape[3], images.shape[:3].numel()
     total = np.zeros((2, channels))
     # Chunks fit the processor's cache; NumPy, because thousands of small parallel loops stall on a busy machine.
-    for chunk in np.array_split(images.numpy(), len(images) // 64 + 1):
+    for places in np.array_split(np.arange(len(images)), len(images) // 64 + 1):
+        part = images[int(places[0]) : int(places[-1]) + 1]
+        chunk = (part.read() if isinstance(part, Rows) else part).numpy()
         rows = chunk.reshape(-1, images.shape[2] * channels).astype(np.float32)
         sums = np.stack((rows.sum(0), np.square(rows).sum(0))).astype(np.float64)
         total += sums.reshape(2, -1, channels).sum(1)

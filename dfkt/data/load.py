@@ -17,6 +17,7 @@ from dfkt.config import KNOWN_SETS, DataConfig
 from dfkt.data.folder import check_folder_test, read_folder, read_folder_test
 from dfkt.data.image_set import CHUNK, ImageSet, Split, channel_moments, inside
 from dfkt.data.listing import shown
+from dfkt.data.mapped import Rows, is_mapped
 from dfkt.data.named import check_known_test, read_known, read_known_test
 from dfkt.data.source import Arrays, Source, blank
 from dfkt.errors import DataError
@@ -171,13 +172,16 @@ def _labels(arrays: Arrays, classes: tuple[str, ...]) -> Tensor:
 def _select(arrays: Arrays, chosen: Tensor, size: int | None, padding: int = 0) -> Split:
     """Copy the chosen images, and only these: resized to ``size``, with ``padding`` zeros at every edge.
 
-    NumPy allocates and copies them: for large arrays it asks for huge pages, which makes this four times as fast.
+    Large images that need neither stay where they are mapped. Of the others, NumPy allocates and copies: for large arrays it asks
+    for huge pages, which makes this four times as fast.
     """
     images, labels = arrays
     height, width = images.shape[1:3] if size is None else (size, size)
+    if not padding and images.shape[1:3] == (height, width) and height > LARGE and is_mapped(images):
+        return Split(Rows(images, chosen), torch.from_numpy(labels[chosen.numpy()]))
     zeros = blank(len(chosen), height + 2 * padding, width + 2 * padding, images.shape[3])
     padded, rows = torch.from_numpy(zeros), chosen.numpy()
-    target = inside(padded, padding).numpy()
+    target = zeros[:, padding : padding + height, padding : padding + width]
     for start in range(0, len(rows), CHUNK):
         few = rows[start : start + CHUNK]
         target[start : start + CHUNK] = _resize(torch.from_numpy(images[few]), height, width).numpy()

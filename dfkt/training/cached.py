@@ -65,6 +65,6 @@ def teacher_for(config: TeacherConfig, data: ImageSet, folder: str, *, tapped: b
         names = network_taps(network, config.network) if tapped else ()
         return FrozenTeacher(network, names, data.shape, renormalise(config, data, precision))
 
-    key = f"{config_key(config)} {folder} {data.checksum} {data.train.images.device} {tapped} {precision}"
+    key = f"{config_key(config)} {folder} {data.checksum} {data.device} {tapped} {precision}"
     teacher: FrozenTeacher = _CACHE.get("teacher", key, make)
     return teacher

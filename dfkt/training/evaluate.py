@@ -33,7 +33,7 @@ def evaluate(
     shard = Split(split.images[group.rank :: group.world], split.labels[group.rank :: group.world])
     dtype = network_dtype(precision)
     sums = torch.zeros(2, dtype=torch.float64, device=split.labels.device)
-    with modes_kept(network), torch.inference_mode(), autocast(precision, split.images.device):
+    with modes_kept(network), torch.inference_mode(), autocast(precision, split.labels.device):
         network.eval()
         for images, labels in eval_batches(data, shard, BATCH):
             logits = network(images.to(dtype)).to(dtype)

@@ -62,7 +62,7 @@ class Training:
     ) -> None:
         self.schedule, self.student, self.teacher, self.data, self.config = schedule, student, teacher, data, config
         self.group = group or Group()
-        self.device = data.train.images.device
+        self.device = data.device
         self.epoch_steps = steps_per_epoch(data, config.batch_size)
         self.batch_size = min(config.batch_size, len(data.train))
         world = self.group.world

@@ -53,7 +53,7 @@ def probe(tapped: TappedNetwork, name: str, data: ImageSet, precision: Precision
             or it cannot learn.
         TapError: If it cannot be cut, or its parts give something else than the whole.
     """
-    shape, dtype, device = (data.channels, *data.image_size), network_dtype(precision), data.train.images.device
+    shape, dtype, device = (data.channels, *data.image_size), network_dtype(precision), data.device
     for training, batch in ((learns, 3), (False, 1)):
         mode = f"{'training' if training else 'evaluation'} mode"
         taken = f"cannot take {batch} image{'s' * (batch > 1)} of {'x'.join(map(str, shape))} in {mode}"

@@ -112,7 +112,7 @@ class _Clock:
 
 def build_student(config: NetworkConfig, data: ImageSet, seed: int, *, tapped: bool = True) -> TappedNetwork:
     """Return a new student on the images' device; its initial weights depend on the seed alone."""
-    device = data.train.images.device
+    device = data.device
     with own_random(seed, device):
         network = build_network(config, num_classes=data.num_classes, in_channels=data.channels)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

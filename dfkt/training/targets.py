@@ -80,7 +80,7 @@ class Targets:
         keeping: Keeping | None = None,
     ) -> None:
         self.teacher, self.matched, self.config = teacher, matched, config
-        self.device, self.steps = data.train.images.device, steps_per_epoch(data, config.batch_size)
+        self.device, self.steps = data.device, steps_per_epoch(data, config.batch_size)
         self.kept: KeptSet | None = None
         self.pairs: tuple[FlowPair, ...] = ()
         if keeping is not None and teacher is not None:
@@ -239,7 +239,7 @@ def numbers_per_image(pairs: Iterable[FlowPair], teacher: Sequence[Tap]) -> int:
 
 def _set_key(teacher: FrozenTeacher, data: ImageSet, config: TrainConfig, group: Group) -> str:
     """Return 16 hexadecimal digits that name all that the last bits of a teacher's answers depend on."""
-    device = data.train.images.device
+    device = data.device
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.get_num_threads()
     entries = {
         "teacher": [hash_weights(teacher.state()), repr(teacher.network)],

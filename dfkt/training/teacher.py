@@ -237,7 +237,7 @@ def _rated(config: TeacherConfig, data: ImageSet, network: nn.Module) -> Teacher
 
 
 def _build(config: TeacherConfig, data: ImageSet) -> nn.Module:
-    device = data.train.images.device
+    device = data.device
     with own_random(config.train.seed, device):
         network = build_network(config.network, num_classes=data.num_classes, in_channels=data.channels)
     dtype = network_dtype(config.train.precision)

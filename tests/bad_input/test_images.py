@@ -416,8 +416,8 @@ def test_probing_the_test_split_decodes_nothing(pets, tmp_path, monkeypatch):
     assert len(list((tmp_path / "root").rglob("*.npy"))) == 2  # train and val
 
 
-@pytest.mark.parametrize(("name", "count"), [("pets", 6), ("digits", 145)])
-def test_images_that_do_not_fit_into_memory_are_refused(pets, tmp_path, monkeypatch, name, count):
+@pytest.mark.parametrize(("name", "count", "size"), [("pets", 6, 1032), ("digits", 145, 1024)])
+def test_images_that_do_not_fit_into_memory_are_refused(pets, tmp_path, monkeypatch, name, count, size):
     zeros = np.zeros
 
     def limited(shape: Any, **given: Any) -> Any:
@@ -426,8 +426,8 @@ def test_images_that_do_not_fit_into_memory_are_refused(pets, tmp_path, monkeypa
         return zeros(shape, **given)
 
     monkeypatch.setattr(np, "zeros", limited)
-    with pytest.raises(DataError, match=f"All images must fit into memory, but {count} of 1024x1024 do not. Lower"):
-        prepare(pets if name == "pets" else name, tmp_path / "root", image_size=1024)
+    with pytest.raises(DataError, match=f"All images must fit into memory, but {count} of {size}x{size} do not. Lower"):
+        prepare(pets if name == "pets" else name, tmp_path / "root", image_size=1024, padding=4)  # those padded are copied
 
 
 def test_a_data_root_that_is_no_local_folder_is_refused(tmp_path, monkeypatch):
@@ -438,14 +438,21 @@ def test_a_data_root_that_is_no_local_folder_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_no_part_behind(pets, tmp_path, monkeypatch):
-    def fill(file: Any, images: Any) -> None:
-        file.write(b"some")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fill(file: int, images: Any, place: int) -> int:
+        if place > 300:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, images[:100], place)
 
-    monkeypatch.setattr(np, "save", fill)
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", fill)
     assert "The data root must be writable, but " in (line := refused(pets, tmp_path / "root"))
     assert "(No space left on device)" in line
     assert not (tmp_path / "root").exists()
+
+
+def decoded(paths: list[Path]) -> None:
+    with tempfile.TemporaryFile() as file:
+        decode_all(paths, file, size=4)
 
 
 @settings(max_examples=200, deadline=None)
@@ -463,7 +470,7 @@ def test_whatever_bytes_a_file_has_it_is_an_image_or_named(ending, content):
             whole = path.read_bytes()
             content = whole[:start] + change + whole[start + len(change) :]
         path.write_bytes(content)
-        for read in (lambda paths: decode_all(paths, size=4).shape, shorter_sides):
+        for read in (decoded, shorter_sides):
             try:
                 told = f"but {path} is not ({read([path])})"
             except DataError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_image
+from numpy.typing import NDArray
 from PIL import Image
 
 from dfkt.data.decode import decode_all, decode_image, shorter_sides
@@ -49,11 +50,18 @@ def test_the_middle_is_cut_out_of_a_longer_side(tmp_path: Path) -> None:
     assert shorter_sides([tmp_path / "x.png"]) == [6]
 
 
+def decoded(paths: list[Path], folder: Path, *, size: int) -> NDArray[np.uint8]:
+    """Return what is decoded into a file of a folder."""
+    with (folder / "images.npy").open("wb") as file:
+        decode_all(paths, file, size=size)
+    return np.asarray(np.load(folder / "images.npy"))
+
+
 def test_images_come_in_the_order_of_their_files(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(130)]
     for i, path in enumerate(paths):
         Image.new("RGB", (2, 2), (i, 0, 0)).save(path)
-    assert decode_all(paths, size=2)[:, 0, 0, 0].tolist() == list(range(130))
+    assert decoded(paths, tmp_path, size=2)[:, 0, 0, 0].tolist() == list(range(130))
 
 
 @pytest.mark.parametrize(("modes", "channels"), [("LL", 1), ("LR", 3)])
@@ -61,7 +69,7 @@ def test_one_colour_image_makes_three_channels(tmp_path: Path, modes: str, chann
     paths = [tmp_path / f"{i}.png" for i in range(2)]
     for path, mode in zip(paths, modes, strict=True):
         write_image(path, mode="RGB" if mode == "R" else mode)
-    images = decode_all(paths, size=8)
+    images = decoded(paths, tmp_path, size=8)
     assert images.shape == (2, 8, 8, channels)
     assert (images[0, ..., 0] == images[0, ..., -1]).all()
 
