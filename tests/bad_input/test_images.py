@@ -427,7 +427,9 @@ def test_images_that_do_not_fit_into_memory_are_refused(pets, tmp_path, monkeypa
 
     monkeypatch.setattr(np, "zeros", limited)
     with pytest.raises(DataError, match=f"All images must fit into memory, but {count} of {size}x{size} do not. Lower"):
-        prepare(pets if name == "pets" else name, tmp_path / "root", image_size=1024, padding=4)  # those padded are copied
+        prepare(
+            pets if name == "pets" else name, tmp_path / "root", image_size=1024, padding=4
+        )  # those padded are copied
 
 
 def test_a_data_root_that_is_no_local_folder_is_refused(tmp_path, monkeypatch):
