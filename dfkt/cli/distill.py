@@ -42,7 +42,7 @@ from dfkt.training.cached import images_for, test_images_for
 from dfkt.training.config import RunConfig, with_precision
 from dfkt.training.evaluate import evaluate
 from dfkt.training.optim import decided
-from dfkt.training.progress import ProgressLine, place
+from dfkt.training.progress import Progress, run_bar
 from dfkt.training.run import Job, Payload, check_run, run_job
 from dfkt.training.state import STATE_FILE
 from dfkt.training.teacher import WEIGHTS_FILE, find_teacher
@@ -165,17 +165,19 @@ def _train(job: Job, storage: Storage, log: Log) -> Payload:
         return done
     records: dict[int, Any] = {}
     last: Payload = {}
-    line = ProgressLine()
+    progress, name = Progress(), job.config.method.name
 
     def report(payload: Payload) -> None:
         last.clear()
         last.update(payload)
         records.update({record["index"]: record for record in payload["records"]})
         if records:
-            line.show(f"{job.config.method.name}: {place(records[max(records)])}")
+            progress.show(run_bar(name, records[max(records)], job.config.train.epochs))
 
-    run_job(job, report)
-    line.clear()
+    try:
+        run_job(job, report)
+    finally:
+        progress.close()
     last["records"] = [records[index] for index in sorted(records)]
     storage.write(RESULT_FILE, json.dumps(last).encode())
     storage.delete(STATE_FILE)

@@ -21,10 +21,10 @@ from dfkt.store.study_file import check_entries, read_study_file
 from dfkt.store.study_store import StudyStore, clear
 from dfkt.students.cost import count_named
 from dfkt.study.config import ArmConfig, StudyConfig
+from dfkt.study.ended import now
 from dfkt.study.keeping import ArmPairs, check_root, describe
 from dfkt.study.opened import OpenStudy
 from dfkt.study.queue import Queue
-from dfkt.study.recorder import now
 from dfkt.study.search import random_draws
 from dfkt.training.cached import images_for
 from dfkt.training.run import check_networks

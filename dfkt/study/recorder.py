@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from ray import tune
@@ -15,24 +13,21 @@ from ray.tune.search import Searcher
 
 from dfkt.config import to_dict
 from dfkt.errors import RunError
-from dfkt.methods.base import Method
 from dfkt.store.files import Storage
 from dfkt.study.driver import Run
+from dfkt.study.ended import now, outcome, summarise
 from dfkt.study.failures import keep, told_by
 from dfkt.study.queue import Arm, Queue
 from dfkt.study.search import CLOCK, JUDGED, METRIC
 from dfkt.study.status import Status
 from dfkt.training.loop import Record
-from dfkt.training.progress import ProgressLine, place
+from dfkt.training.progress import Progress, run_bar
 from dfkt.training.run import Payload
 from dfkt.training.state import STATE_FILE
 
 Log = Callable[[str], None]
 ALIKE = 5
 """A study whose first so many runs, or a tenth of those on their way, fail with one and the same error ends."""
-
-LINE_SECONDS = 0.1
-"""Between two looks of the line that shows how far everything is: many runs report many times a second."""
 
 
 def ending(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,8 +106,8 @@ class Recorder(tune.Callback):
         self.rows: dict[Any, dict[str, Any]] = {}
         self.records: dict[Any, dict[int, Record]] = {}
         self.payloads: dict[Any, Payload] = {}
-        self.status, self.line = Status(queue, clock), ProgressLine(clock)
-        self.latest, self.shown = "", -math.inf
+        self.status, self.progress = Status(queue, clock), Progress(clock)
+        self.latest: dict[Any, tuple[Run, Record]] = {}
         self.errors: set[str | None] = set()
         queue.log = self._say
 
@@ -149,7 +144,7 @@ class Recorder(tune.Callback):
         if accuracy is not None and search is not None and run.kind == "trial":
             search.report(run.number, accuracy, result[CLOCK])
         if kept:
-            self.latest = f" | {self._name(run)}: {place(kept[max(kept)])}"
+            self.latest[run.id] = run, kept[max(kept)]
             self._show()
 
     @ending
@@ -208,7 +203,7 @@ class Recorder(tune.Callback):
             arm.study.open_journal().publish(last=not arm.trials_left and arm.running <= {run.id})
         arm.running.discard(run.id)
         self.status.end(run, row)
-        self.latest = ""
+        self.latest.pop(run.id, None)
         what = f"[{self.status.done}/{self.queue.total}] {self._name(run)}"
         told = outcome(row, run.job.config.method, final=run.final)
         self._say(f"{what}: {told}{f'; more in {file}' if file else ''}")
@@ -227,14 +222,20 @@ class Recorder(tune.Callback):
             )
 
     def _say(self, text: str) -> None:
-        """Print a lasting line in place of the one that shows how far everything is."""
-        self.line.clear()
+        """Print a lasting line in place of the bars that show how far everything is."""
+        self.progress.clear()
         self.log(text)
 
     def _show(self) -> None:
-        if self.line.due and self.clock() - self.shown >= LINE_SECONDS:
-            self.shown = self.clock()
-            self.line.show(f"{self.status}{self.latest if self.line.live else ''}")
+        if self.progress.due:
+            runs = (
+                run_bar(self._name(run), record, run.job.config.train.epochs) for run, record in self.latest.values()
+            )
+            self.progress.show(self.status.bar, list(runs))
+
+    def close(self) -> None:
+        """Wipe the bars: nothing goes on any more."""
+        self.progress.close()
 
     def _save(self, run: Run, row: Mapping[str, Any], records: Sequence[Record]) -> None:
         store = self.queue.arm_of(run).study.store
@@ -253,47 +254,3 @@ class Recorder(tune.Callback):
         study = f"{arm.study.config.name} " if len(self.queue.studies) > 1 else ""
         again = " again" if run.kind == "confirmation" else ""
         return f"{study}{run.arm} {f'seed {run.job.config.train.seed}' if run.final else f'trial {run.number}{again}'}"
-
-
-def summarise(records: Sequence[Record], payload: Payload) -> dict[str, Any]:
-    """Return a row's measurements from a run's records and its last report; what was not measured is absent."""
-    names = ("wall_seconds", "device_seconds", "peak_memory_bytes", "workers")
-    summary = {name: payload[name] for name in names if name in payload}
-    if records:
-        last = records[-1]
-        summary |= {"epochs": last["epoch"], "steps": last["step"], "images": last["images"]}
-        summary |= {"kept_share": _kept_share(records)}
-    judged = [record for record in records if record.get(METRIC) is not None]
-    if judged:
-        best = max(judged, key=lambda r: r[METRIC] if math.isfinite(r[METRIC]) else -1.0)
-        summary |= {"last_val_accuracy": judged[-1][METRIC]}
-        summary |= {"best_val_accuracy": best[METRIC], "best_epoch": best["epoch"]}
-    return summary
-
-
-def _kept_share(records: Sequence[Record]) -> float:
-    """Return the steps to which the teacher's answers were kept ones, over all steps."""
-    kept, before = 0.0, 0
-    for record in records:
-        if "kept_share" in record:  # a rung within an epoch has none
-            kept, before = kept + record["kept_share"] * (record["step"] - before), record["step"]
-    return kept / records[-1]["step"]
-
-
-def outcome(row: Mapping[str, Any], method: Method, *, final: bool) -> str:
-    """Return how a run ended, in one phrase."""
-    if row["error"]:
-        return f"failed: {row['error']}"
-    seconds = f"{row.get('wall_seconds') or 0:.0f} s"
-    if final:
-        return f"test {100 * row['test_accuracy']:.2f} %, {seconds}"
-    accuracy = row.get("last_val_accuracy")
-    text = f"val {100 * accuracy:.2f} %" if accuracy is not None else "no val accuracy"
-    if row["state"] == "PRUNED":
-        text += f", stopped at epoch {row.get('epochs') or 0:.1f}"
-    return f"{text}, {seconds}  {method.describe()}"
-
-
-def now() -> datetime:
-    """Return the present in UTC."""
-    return datetime.now(UTC)

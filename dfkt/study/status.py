@@ -7,6 +7,7 @@ from typing import Any
 
 from dfkt.study.driver import Run
 from dfkt.study.queue import Queue
+from dfkt.training.progress import Bar
 
 
 class Status:
@@ -46,14 +47,18 @@ class Status:
         self._judge(run.study, run.arm, row)
         self.done += 1
 
-    def __str__(self) -> str:
+    @property
+    def bar(self) -> Bar:
         """Runs done, running now, the best ``val`` accuracy of the study whose run ended last, and the time left."""
-        parts = [f"{self.done}/{self.queue.total} runs done", f"{len(self._running)} running"]
+        parts = [f"{len(self._running)} running"]
         if self._study in self._best:
             accuracy, arm = self._best[self._study]
             parts.append(f"best val {100 * accuracy:.2f} % ({arm})")
         left = self.seconds_left()
-        return ", ".join(parts if left is None else [*parts, f"about {_duration(left)} left"])
+        said = ", ".join(parts if left is None else [*parts, f"about {_duration(left)} left"])
+        names = [study.config.name for study in self.queue.studies]
+        name = names[0] if len(names) == 1 else f"{len(names)} studies"
+        return Bar(name, self.done, self.queue.total, "runs done", said)
 
     def seconds_left(self) -> float | None:
         """Estimate the seconds until the queue is over, from runs that ended in this session; ``None`` before one has."""

@@ -156,7 +156,7 @@ def run_queue(
     at_once = min(capacity.wanted, queue.total)
     more = "" if capacity.holds >= at_once else f" as machines come (the cluster holds {capacity.holds} now)"
     log(f"{queue.total} runs to do{f', {before} done before' if before else ''}, {at_once} at a time{more}")
-    storage = queue.studies[0].store.storage
+    storage, recorder = queue.studies[0].store.storage, Recorder(queue, log)
     tuner = tune.Tuner(
         trainable(driver, workers),
         tune_config=tune.TuneConfig(
@@ -170,13 +170,13 @@ def run_queue(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=storage.sub("ray").path,
-            callbacks=[Recorder(queue, log), Watch(queue, capacity)],
+            callbacks=[recorder, Watch(queue, capacity)],
             stop=Ending(queue),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             verbose=0,
         ),
     )
-    with signals_kept(), native_errors_unseen():
+    with signals_kept(), native_errors_unseen(), contextlib.closing(recorder):
         tuner.fit()
     _tidy(queue, quiet=queue.broken is not None)
     if isinstance(queue.broken, OSError):

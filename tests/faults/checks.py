@@ -22,7 +22,7 @@ from dfkt.store.files import Storage
 from dfkt.store.rows import row_settings
 from dfkt.store.study_store import TABLES, StudyStore, read_study
 from dfkt.study.config import StudyConfig
-from dfkt.study.recorder import summarise
+from dfkt.study.ended import summarise
 from dfkt.training.run import Job, run_job
 from dfkt.training.state import STATE_FILE, hash_weights, load_state, read_weights
 

@@ -12,8 +12,8 @@ from terminals import terminal
 from dfkt.store.files import Storage
 from dfkt.students.package import WEIGHTS_FILE
 from dfkt.study.config import ablations
+from dfkt.study.ended import summarise
 from dfkt.study.failures import DIED
-from dfkt.study.recorder import summarise
 from dfkt.training.state import STATE_FILE
 
 MEASURED = ("last_val_accuracy", "best_val_accuracy", "best_epoch", "epochs", "steps", "images")
@@ -317,14 +317,14 @@ def test_off_a_terminal_a_line_a_minute_says_how_far_everything_is(
     assert capsys.readouterr().err == ""
     step(run, clock, 1)
     step(run, clock, 1)
-    assert capsys.readouterr().err == "0/4 runs done, 2 running\n"
+    assert capsys.readouterr().err == "s: 0/4 runs done, 2 running\n"
     step(run, clock, 59)
     run.end(trials[0])  # after 2 minutes
     run.ask()
     step(run, clock, 60)  # the second is overdue, the third has 1 minute to go; a final run waits
     assert capsys.readouterr().err.splitlines() == [
-        "0/4 runs done, 2 running",
-        "1/4 runs done, 2 running, best val 60.00 % (scratch), about 2 min left",
+        "s: 0/4 runs done, 2 running",
+        "s: 1/4 runs done, 2 running, best val 60.00 % (scratch), about 2 min left",
     ]
     assert len(run.lines) == 1
 
@@ -340,8 +340,8 @@ def test_runs_that_ended_before_count_as_best_but_not_for_the_time_left(
     run.fail(trial)
     step(run, clock, 60)
     assert capsys.readouterr().err.splitlines() == [
-        "0/3 runs done, 1 running, best val 60.00 % (scratch)",
-        "1/3 runs done, 0 running, best val 60.00 % (scratch)",
+        "s: 0/3 runs done, 1 running, best val 60.00 % (scratch)",
+        "s: 1/3 runs done, 0 running, best val 60.00 % (scratch)",
     ]
 
 
@@ -365,18 +365,20 @@ def test_the_time_left_is_rounded(seconds: float, text: str, tmp_path: Path) -> 
     trial = run.ask()
     clock.now = seconds
     run.end(trial)
-    assert str(run.recorder.status).endswith(f", about {text} left")
+    assert run.recorder.status.bar.text.endswith(f", about {text} left")
 
 
 def test_of_several_studies_the_best_is_of_the_one_whose_run_ended_last(tmp_path: Path) -> None:
     run = Played(tmp_path, toy("one", arm("scratch"), seeds=1), toy("two", arm("dfkt"), seeds=1))
     run.run(limit=1)
-    assert "best val 60.00 % (one scratch)" in str(run.recorder.status)
+    assert "best val 60.00 % (one scratch)" in run.recorder.status.bar.text
     run.run(limit=1)
-    assert " (two dfkt)" in str(run.recorder.status)
+    assert " (two dfkt)" in run.recorder.status.bar.text
 
 
-def test_on_a_terminal_a_final_run_has_the_live_line_too_and_it_is_wiped_before_a_lasting_one(tmp_path: Path) -> None:
+def test_on_a_terminal_the_study_and_every_run_have_a_bar_and_they_are_wiped_before_a_lasting_line(
+    tmp_path: Path,
+) -> None:
     with terminal(columns=100) as written:
         clock = Clock()
         run = Played(tmp_path, toy("s", arm("scratch"), seeds=1), clock=clock)
@@ -384,16 +386,20 @@ def test_on_a_terminal_a_final_run_has_the_live_line_too_and_it_is_wiped_before_
         for reported in payloads(final.config["run"]):
             run.report(final, reported)
             clock.now += 1
-        shown = written().split("\r\x1b[K")
-        assert shown[1:3] == [
-            f"0/1 runs done, 1 running | scratch seed 1: epoch {epoch}.0, task stage, loss 1.000" for epoch in (1, 2)
-        ]
+        shown = written()
+        assert "s   0% |" in shown
+        assert "| 0/1 runs done, 1 running" in shown
+        for epoch in (1, 2):
+            assert f"| {epoch}/3 epochs, task stage, loss 1.000" in shown
+        assert "scratch seed 1  33% |" in shown
         run.complete(final, {})
-        assert written() == "\r\x1b[K"
+        assert not written().strip("\r\n \x1b[A")
+        run.recorder.close()
+        assert "%" not in written()
     assert run.lines == ["[1/1] scratch seed 1: test 30.00 %, 3 s"]
 
 
-def test_on_a_terminal_the_live_line_is_written_ten_times_a_second_at_most(tmp_path: Path) -> None:
+def test_on_a_terminal_the_bars_are_drawn_ten_times_a_second_at_most(tmp_path: Path) -> None:
     with terminal(columns=100) as written:
         clock = Clock()
         run = Played(tmp_path, toy("s", arm("dfkt", 1), seeds=1), clock=clock)
@@ -401,7 +407,7 @@ def test_on_a_terminal_the_live_line_is_written_ten_times_a_second_at_most(tmp_p
         for k in range(100):
             run.report(trial, payload(record(k)))
             clock.now += 0.01
-        assert 9 <= written().count("epoch") <= 11
+        assert 9 <= written().count("epochs,") <= 11
 
 
 @pytest.mark.parametrize(("at_once", "failing"), [(1, 5), (59, 5), (101, 10)])
