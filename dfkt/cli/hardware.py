@@ -60,6 +60,9 @@ def add_workers(parser: argparse.ArgumentParser, *, settings: bool = True) -> No
         help="minutes without a report after which a run counts as hanging; 0: never (default: 60)",
     )
     group.add_argument("--address", help="Ray cluster to use (default: RAY_ADDRESS, or this machine)")
+    group.add_argument(
+        "--log", metavar="NAMES", help="also tell some of tensorboard,mlflow,wandb how runs go on (docs/guide.md)"
+    )
 
 
 def read_workers(a: argparse.Namespace) -> Workers:

@@ -98,7 +98,7 @@ def run_all(configs: Sequence[StudyConfig], results: str, a: argparse.Namespace)
     from dfkt.study.study import check_studies, run_studies
 
     given: dict[str, Any] = {"placement": read_placement(a), "workers": read_workers(a), "log": say}
-    demand = read_demand(a)
+    given["loggers"], demand = split_names(a.log) or (), read_demand(a)
     if a.dry_run:
         check_studies(configs, results, **given)
         return 0

@@ -21,6 +21,7 @@ ERRORS_FILE = "errors.txt"
 """In the study's folder: what is known of every run that failed, tracebacks included; the latest last."""
 KEPT_BYTES = 2**20
 DIED = "its process died (killed, or out of memory)"
+LOST = "its machine was lost"
 PASSING = tuple(
     kind
     for kind in (
@@ -118,7 +119,7 @@ def keep(storage: Storage, title: str, details: str) -> str:
 def _death(error: RayActorError) -> str:
     if error.actor_init_failed:
         return f"its process could not begin: {_last_line(str(error))}"
-    return "its machine was lost" if "node has died" in str(error) else DIED
+    return LOST if "node has died" in str(error) else DIED
 
 
 def _last_line(text: str) -> str:

@@ -226,15 +226,22 @@ class Queue:
                 arm.plan()  # so that what is finished counts as done, and starts nothing
         self.begun = 0
         """Runs that were handed out."""
+        self._again: list[Run] = []
 
     def next(self) -> Run | None:
         """Return the next run: a trial of the first arm that has one, else a confirmation, else a final run; ``None`` without."""
+        if self._again:
+            return self._again.pop(0)
         for take in (Arm.next_trial, Arm.next_confirmation, Arm.next_final):
             for arm in self.arms.values():
                 if (run := take(arm)) is not None:
                     self.begun += 1
                     return run
         return None
+
+    def hand_back(self, run: Run) -> None:
+        """Take back a run that was not done, to be handed out again before all others."""
+        self._again.append(run)
 
     @property
     def total(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,9 @@ from dfkt.errors import RunError
 from dfkt.store.files import Storage
 from dfkt.study.driver import Run
 from dfkt.study.ended import now, outcome, summarise
-from dfkt.study.failures import keep, told_by
+from dfkt.study.failures import DIED, LOST, keep, told_by
 from dfkt.study.queue import Arm, Queue
-from dfkt.study.search import CLOCK, JUDGED, METRIC
+from dfkt.study.search import CLOCK, JUDGED, METRIC, noted
 from dfkt.study.status import Status
 from dfkt.training.loop import Record
 from dfkt.training.progress import Progress, run_bar
@@ -26,6 +27,7 @@ from dfkt.training.run import Payload
 from dfkt.training.state import STATE_FILE
 
 Log = Callable[[str], None]
+AGAIN = "it starts again from its last checkpoint"
 ALIKE = 5
 """A study whose first so many runs, or a tenth of those on their way, fail with one and the same error ends."""
 
@@ -109,7 +111,8 @@ class Recorder(tune.Callback):
         self.status, self.progress = Status(queue, clock), Progress(clock)
         self.latest: dict[Any, tuple[Run, Record]] = {}
         self.errors: set[str | None] = set()
-        queue.log = self._say
+        self.deaths: Counter[Any] = Counter()
+        queue.log = self.say
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything out: Tune pickles its callbacks."""
@@ -168,15 +171,25 @@ class Recorder(tune.Callback):
 
     @ending
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the row of a run whose process raised, or died too often; a final run stays to be done."""
+        """Write the row of a run whose process raised, or died too often; a final run stays to be done.
+
+        Tune also gives a run up, whatever it was told, that takes over the process of another one just as that dies.
+        """
         run: Run = trial.config["run"]
-        self._give_up(run, *told_by(trial, run.study))
+        error, details = told_by(trial, run.study)
+        self.deaths[run.id] += 1
+        if error in (DIED, LOST) and self.deaths[run.id] <= self.queue.arm_of(run).study.config.max_failures:
+            self.queue.hand_back(run)
+            self.say(f"{self._name(run)}: {error}; {AGAIN}")
+        else:
+            self._give_up(run, error, details)
 
     @ending
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a run starts again."""
         run: Run = trial.config["run"]
-        self._say(f"{self._name(run)}: {told_by(trial, run.study)[0]}; it starts again from its last checkpoint")
+        self.deaths[run.id] += 1
+        self.say(f"{self._name(run)}: {told_by(trial, run.study)[0]}; {AGAIN}")
 
     def _give_up(self, run: Run, error: str, details: str) -> None:
         """End a run whose code raised, or whose process died too often; a final run stays to be done."""
@@ -199,14 +212,14 @@ class Recorder(tune.Callback):
         if state != "RUNNING":
             self._clean_up(run, complete=state == "COMPLETE")
         if run.kind == "trial" and arm.search is not None:
-            arm.search.tell(run.number, state, row.get("last_val_accuracy"))
+            arm.search.tell(run.number, state, row.get("last_val_accuracy"), noted(row))
             arm.study.open_journal().publish(last=not arm.trials_left and arm.running <= {run.id})
         arm.running.discard(run.id)
         self.status.end(run, row)
         self.latest.pop(run.id, None)
         what = f"[{self.status.done}/{self.queue.total}] {self._name(run)}"
         told = outcome(row, run.job.config.method, final=run.final)
-        self._say(f"{what}: {told}{f'; more in {file}' if file else ''}")
+        self.say(f"{what}: {told}{f'; more in {file}' if file else ''}")
         self._end_where_all_fail(error)
 
     def _end_where_all_fail(self, error: str | None) -> None:
@@ -221,7 +234,7 @@ class Recorder(tune.Callback):
                 f"the first {done} runs failed alike ({error}); mend that, then the same command with --retry-failed goes on"
             )
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Print a lasting line in place of the bars that show how far everything is."""
         self.progress.clear()
         self.log(text)

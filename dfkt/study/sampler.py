@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,3 +75,10 @@ def newest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 def _rank(trial: FrozenTrial) -> tuple[bool, float]:
     value = trial.value
     return trial.state == TrialState.COMPLETE, -math.inf if value is None else value
+
+
+def tpe(seed: int) -> optuna.samplers.BaseSampler:
+    """Return the sampler of an arm's search."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return NewestTpe(seed=seed, multivariate=True, group=True, constant_liar=True)

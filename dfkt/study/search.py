@@ -34,7 +34,7 @@ from dfkt.networks.taps import StudentTaps
 from dfkt.store.files import Storage
 from dfkt.store.rows import trial_params
 from dfkt.study.config import ArmConfig, is_name
-from dfkt.study.sampler import NewestTpe
+from dfkt.study.sampler import tpe
 
 METRIC = "val_accuracy"
 JUDGED = "rung_accuracy"
@@ -182,7 +182,7 @@ class ArmSearch:
             self.optuna.enqueue_trial(params)
         self.asked: dict[int, optuna.trial.Trial] = {}
         self.unfinished = self._reconcile(rows)
-        self.optuna.sampler = _sampler((seed * 100_003 + len(self._trials)) % 2**32)  # NumPy takes no larger one
+        self.optuna.sampler = tpe((seed * 100_003 + len(self._trials)) % 2**32)  # NumPy takes no larger one
 
     def ask(self) -> tuple[int, Method, Params]:
         """Return number, method and parameters of an unfinished trial, or of a new one."""
@@ -214,10 +214,13 @@ class ArmSearch:
             warnings.simplefilter("ignore")  # a resumed trial may report again what it had reported
             self.asked[number].report(accuracy, round(clock))
 
-    def tell(self, number: int, state: str, value: float | None = None) -> None:
-        """Tell Optuna how a trial ended, unless it knows."""
+    def tell(self, number: int, state: str, value: float | None = None, attributes: Row | None = None) -> None:
+        """Tell Optuna how a trial ended, with what is noted of it, unless it knows."""
         self.asked.pop(number, None)
         value = value if state == "COMPLETE" else None
+        if not (frozen := self._trials[number]).state.is_finished():
+            for name, what in (attributes or {}).items():
+                self.optuna._storage.set_trial_user_attr(frozen._trial_id, name, what)
         self.optuna.tell(number, value, state=STATES[state], skip_if_finished=True)
 
     def _starts(self) -> list[Params]:
@@ -246,11 +249,9 @@ class ArmSearch:
             kinds = {n: kind for n, kind in sample.distributions.items() if _is_within(sample.params[n], kind)}
             state = STATES.get(row["state"], TrialState.RUNNING)
             value = row["last_val_accuracy"] if state == TrialState.COMPLETE else None
-            self.optuna.add_trial(
-                optuna.trial.create_trial(
-                    state=state, value=value, params={n: sample.params[n] for n in kinds}, distributions=kinds
-                )
-            )
+            params, more = {n: sample.params[n] for n in kinds}, noted(row) if state.is_finished() else {}
+            given = {"params": params, "distributions": kinds, "user_attrs": more}
+            self.optuna.add_trial(optuna.trial.create_trial(state=state, value=value, **given))
 
     def _reconcile(self, rows: Iterable[Row]) -> list[int]:
         """Tell Optuna what the store knows to be finished; return the numbers that are still to be done.
@@ -261,8 +262,13 @@ class ArmSearch:
         known = {trial.number for trial in self._trials if trial.state.is_finished()}
         for number, row in finished.items():
             if number not in known:
-                self.tell(number, row["state"], row["last_val_accuracy"])
+                self.tell(number, row["state"], row["last_val_accuracy"], noted(row))
         return [t.number for t in self._trials if t.number not in finished and t.state != TrialState.WAITING]
+
+
+def noted(row: Row) -> dict[str, Any]:
+    """Return a trial's user attributes in Optuna, where optuna-dashboard shows them: what it cost, and why it failed."""
+    return {name: row[name] for name in ("device_seconds", "epochs", "error") if row.get(name) is not None}
 
 
 def _allows(space: Space, name: str, value: Any) -> bool:
@@ -281,12 +287,6 @@ def random_draws(arm: ArmConfig, taps: StudentTaps, count: int) -> list[Method]:
     silence_optuna()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     return [arm.method.sample(Draw(study.ask(), arm.space), taps) for _ in range(count)]
-
-
-def _sampler(seed: int) -> optuna.samplers.BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return NewestTpe(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
 def silence_optuna() -> None:

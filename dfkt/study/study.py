@@ -24,6 +24,7 @@ from dfkt.study.cluster import cluster, native_errors_unseen, signals_kept
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Driver, Run, Workers, trainable
 from dfkt.study.keeping import forget
+from dfkt.study.loggers import check_loggers, make_loggers
 from dfkt.study.opened import OpenStudy
 from dfkt.study.opening import Checked, check_study, has_begun, is_over, open_store
 from dfkt.study.precision import decide_precision, stored_precision
@@ -62,6 +63,7 @@ def run_studies(
     demand: Demand | None = None,
     address: str | None = None,
     retry: bool = False,
+    loggers: Sequence[str] = (),
     log: Log = print,
 ) -> Outcome:
     """Run studies in one queue to their end: first run, resumed or extended.
@@ -74,17 +76,16 @@ def run_studies(
         demand: How many runs at a time are asked of the cluster, and how long machines are waited for.
         address: The Ray cluster to use; ``None`` uses the one around this process, or starts one on this machine.
         retry: Try failed runs again, with the parameters that they had.
+        loggers: Trackers that are told how runs go on, by name (:mod:`dfkt.study.loggers`).
         log: Receives the lines that a user reads.
 
     Raises:
         InputError: If anything that was asked for cannot be done; nothing was trained then.
         RunError: If the storage takes nothing more, or the first runs failed alike. What was finished is kept.
     """
-    names = [config.name for config in configs]
-    check_rule(len(set(names)) == len(names) > 0, "studies have different names", names=names)
     placement, wanted, demand = placement or Placement(), workers or Workers(), demand or Demand()
-    check_shares(wanted, configs)
-    folders = [Storage(results).sub(name) for name in names]
+    check_asked(configs, results, wanted, loggers)
+    folders = [Storage(results).sub(config.name) for config in configs]
     with _storage_watched(results), contextlib.ExitStack() as held:
         for folder in folders:
             held.enter_context(hold(folder))
@@ -111,12 +112,18 @@ def run_studies(
             _tidy(queue, quiet=True)  # a kill at the very end may have left something
         else:
             driver = Driver(workers, failures, demand.wait * 60)
-            run_queue(queue, driver, Capacity(workers, demand), max_failures=failures, log=log)
+            run_queue(queue, driver, Capacity(workers, demand), max_failures=failures, loggers=loggers, log=log)
         return Outcome(tuple(folder.path for folder in folders), not queue.over, queue.failures)
 
 
 def check_studies(
-    configs: Sequence[StudyConfig], results: str, *, placement: Placement, workers: Workers, log: Log = print
+    configs: Sequence[StudyConfig],
+    results: str,
+    *,
+    placement: Placement,
+    workers: Workers,
+    loggers: Sequence[str] = (),
+    log: Log = print,
 ) -> None:
     """Check studies as :func:`run_studies` does and say what it would train; no file stays behind, and Ray is not started.
 
@@ -125,12 +132,13 @@ def check_studies(
         results: As for :func:`run_studies`.
         placement: As for :func:`run_studies`.
         workers: As for :func:`run_studies`.
+        loggers: As for :func:`run_studies`.
         log: As for :func:`run_studies`.
 
     Raises:
         InputError: If anything that was asked for cannot be done.
     """
-    check_shares(workers, configs)
+    check_asked(configs, results, workers, loggers)
     for config in configs:
         folder = Storage(results).sub(config.name)
         with hold(folder):
@@ -139,7 +147,13 @@ def check_studies(
 
 
 def run_queue(
-    queue: Queue, driver: Callable[[Run], None], capacity: Capacity, *, max_failures: int, log: Log = print
+    queue: Queue,
+    driver: Callable[[Run], None],
+    capacity: Capacity,
+    *,
+    max_failures: int,
+    loggers: Sequence[str] = (),
+    log: Log = print,
 ) -> None:
     """Let Tune do a queue's runs, as many at a time as the cluster holds; Ctrl-C returns early.
 
@@ -150,6 +164,7 @@ def run_queue(
         driver: Called in a process of its own with every run.
         capacity: How many runs there shall be at once.
         max_failures: Restarts of a run whose process died.
+        loggers: Trackers that are told how runs go on.
         log: Receives a line per run.
     """
     workers, before = capacity.workers, sum(arm.done_before for arm in queue.arms.values())
@@ -162,7 +177,7 @@ def run_queue(
         tune_config=tune.TuneConfig(
             search_alg=Growing(QueueSearcher(queue), capacity),
             scheduler=Stopping.of(queue),
-            num_samples=queue.total,
+            num_samples=-1,  # the queue knows when there are no more
             reuse_actors=workers.alone,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
@@ -170,7 +185,7 @@ def run_queue(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=storage.sub("ray").path,
-            callbacks=[recorder, Watch(queue, capacity)],
+            callbacks=[recorder, Watch(queue, capacity), *make_loggers(loggers, queue.studies, recorder.say)],
             stop=Ending(queue),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             verbose=0,
@@ -193,6 +208,18 @@ def _tidy(queue: Queue, *, quiet: bool) -> None:
                 study.store.storage.sub(name).delete_all()
             if queue.over:
                 forget(study.config, study.placement, study.store.storage.path)
+
+
+def check_asked(configs: Sequence[StudyConfig], results: str, workers: Workers, loggers: Sequence[str]) -> None:
+    """Refuse what no study can be run with, whatever its settings.
+
+    Raises:
+        ConfigError: If so.
+    """
+    names = [config.name for config in configs]
+    check_rule(len(set(names)) == len(names) > 0, "studies have different names", names=names)
+    check_shares(workers, configs)
+    check_loggers(loggers, Storage(results))
 
 
 def check_shares(workers: Workers, configs: Sequence[StudyConfig]) -> None:

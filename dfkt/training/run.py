@@ -62,6 +62,8 @@ class Trained:
     test_accuracy: float | None
 
 
+JUDGED = {"rung_epoch", "rung_accuracy", "val_accuracy"}
+"""What of a record a search judges; a student in a flow stage cannot classify yet."""
 Keep = Callable[[Storage, Trained], None]
 """Leaves a student in a folder; how that is done is the affair of rooms above this one."""
 
@@ -190,8 +192,8 @@ def run_job(
     """Run a job from its checkpoint, if it has one, to its end; return whether that was reached.
 
     Every report holds ``records`` (the epochs not reported by this attempt before; after a restart, all of them),
-    ``rung_epoch`` once the student can classify, with ``val_accuracy`` or, at a rung, ``rung_accuracy``, and
-    ``complete``. A run that cannot go on reports ``failure``, with all its records.
+    ``rung_epoch`` once the student can classify, with ``val_accuracy`` or, at a rung, ``rung_accuracy``, the newest
+    record's other numbers, and ``complete``. A run that cannot go on reports ``failure``, with all its records.
 
     Args:
         job: What to run.
@@ -278,10 +280,10 @@ def _payload(history: list[Record], reported: int, training: Training) -> Payloa
         "workers": training.group.world,
         "complete": False,
     }
-    if history[-1]["phase"] == "task":
-        judged = {"rung_epoch", "rung_accuracy", "val_accuracy"} & history[-1].keys()
-        payload |= {name: history[-1][name] for name in judged}
-    return payload
+    newest = history[-1]
+    judged = JUDGED if newest["phase"] == "task" else set()
+    numbers = {n: v for n, v in newest.items() if isinstance(v, int | float) and (n not in JUDGED or n in judged)}
+    return payload | numbers
 
 
 def _test(job: Job, training: Training) -> Payload:

@@ -96,8 +96,9 @@ def test_a_run_that_ended_by_itself_is_failed_with_its_reason_and_the_epochs_bef
     ],
 )
 def test_a_trial_that_tune_gave_up_says_why_on_one_line_and_keeps_null_not_zero(
-    error: Exception | None, text: str, run: Played, tmp_path: Path
+    error: Exception | None, text: str, tmp_path: Path
 ) -> None:
+    run = Played(tmp_path, toy("s", arm("dfkt", 3), seeds=1, max_failures=0))
     run.die(run.ask(), error)
     row = ended(run, "dfkt", 0)
     assert (row["state"], row["error"]) == ("FAIL", text)
@@ -112,6 +113,25 @@ def test_a_run_whose_process_died_says_that_it_starts_again(run: Played) -> None
     run.die(trial, ActorDiedError(), recover=True)
     assert run.lines == [f"dfkt trial 0: {DIED}; it starts again from its last checkpoint"]
     assert (ended(run, "dfkt", 0)["state"], ended(run, "dfkt", 0)["attempts"]) == ("RUNNING", 2)
+
+
+@pytest.mark.parametrize("arm_of", ["dfkt", "scratch"])
+def test_a_run_that_tune_gave_up_too_early_is_handed_out_again(arm_of: str, tmp_path: Path) -> None:
+    """Tune does so with a run that takes over the process of another one just as that is killed."""
+    run = Played(tmp_path, toy("s", arm(arm_of, 1 if arm_of == "dfkt" else 0), seeds=1, max_failures=2))
+    for left in (2, 1, 0):
+        trial = run.ask()
+        assert trial.config["run"].number == 0
+        run.report(trial, payload(record(0)))
+        run.die(trial, ActorDiedError())
+        assert sum("it starts again" in line for line in run.lines) == 3 - max(left, 1)
+    assert "failed: its process died" in run.lines[-1]
+    kind = "trial" if arm_of == "dfkt" else "final"
+    (row,) = [row for row in run.store().rows(kind, arm_of) if row["number"] == 0]
+    assert (row["attempts"], row["epochs"]) == (3, 1.0)
+    assert row["state"] == ("FAIL" if arm_of == "dfkt" else "RUNNING")
+    assert run.ask() is None
+    assert run.finished
 
 
 RAISED = {"failure": "ValueError: no (mine.py:3)", "traceback": "Traceback\n  mine.py\nValueError: no\n"}
@@ -440,3 +460,20 @@ def test_a_measured_nan_is_never_the_best() -> None:
 def test_what_tune_pickles_holds_nothing(run: Played) -> None:
     for part in (run.recorder, run.searcher, run.queue):
         assert len(pickle.dumps(part)) < 1000
+
+
+def test_optuna_notes_what_a_trial_cost_and_why_it_failed_and_so_does_a_journal_made_anew(tmp_path: Path) -> None:
+    config = toy("s", arm("dfkt", 3), seeds=1)
+    run = Played(tmp_path, config)
+    trials = [run.ask(), run.ask()]
+    for reported in payloads(trials[0].config["run"]):
+        run.report(trials[0], reported)
+    run.complete(trials[0], {})
+    run.fail(trials[1])
+    search = next(iter(run.queue.arms.values())).search
+    expected: list[dict[str, Any]] = [{"device_seconds": k, "epochs": k} for k in (3.0, 1.0)]
+    expected[1] |= {"error": "The loss became nan"}
+    assert [trial.user_attrs for trial in search.optuna.trials] == expected
+    (tmp_path / "s/optuna.journal").unlink()
+    search = next(iter(Played(tmp_path, config).queue.arms.values())).search
+    assert [trial.user_attrs for trial in search.optuna.trials] == expected
