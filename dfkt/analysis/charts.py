@@ -187,11 +187,10 @@ def stage_chart(records: pd.DataFrame) -> Figure:
     figure, early = blank(260), records[records.phase != "task"]
     task, top = records[records.phase == "task"], early.stage.max()
     starts = records.epoch.shift(fill_value=0.0)[early.index]
-    changes = (
-        early[["phase", "round", "stage"]].astype("str").ne(early[["phase", "round", "stage"]].astype("str").shift())
-    )
+    place = early[["phase", "round", "stage"]].astype("str").fillna("")
+    changes = place.ne(place.shift()).any(axis=1).cumsum()
     loss = {"mode": "lines+markers", "marker": {"size": 4, "color": "#0072B2"}, "line": {"width": 1.5}}
-    for k, (_, part) in enumerate(early.groupby(changes.any(axis=1).cumsum())):
+    for k, (_, part) in enumerate(early.groupby(changes)):
         shade = 0.08 if pd.isna(top) or not top else 0.06 + 0.16 * float(part.stage.fillna(0).iloc[0]) / float(top)
         ends = {"x0": starts[part.index].min(), "x1": part.epoch.max()}
         figure.add_vrect(fillcolor="#0072B2", opacity=shade, line_width=0, layer="below", **ends)

@@ -7,6 +7,7 @@ begin. plotly's script is packed into the page, a third of its size, and unpacke
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import html
 import re
@@ -65,7 +66,7 @@ const drawn = box => {
   Plotly.newPlot(box, figure.data, figure.layout, { responsive: true, displayModeBar: false });
 };
 const draw = within => {
-  for (const box of within.querySelectorAll(".plot")) {
+  for (const box of within.querySelectorAll(".chart")) {
     if (!box.parentElement.closest("details:not([open])")) drawn(box);
   }
 };
@@ -142,10 +143,10 @@ def plot(figure: Figure, caption: str, *, least: int = 0) -> str:
         least: Pixels of width below which it scrolls in a box of its own.
     """
     key = _key(figure)
-    data = figure.update_layout(showlegend=False).to_json().replace("<", "\\u003c")
+    data = figure.update_layout(showlegend=False).to_json()  # in which plotly escapes what could begin a tag
     height = int(figure.layout.height or 320)
     style = f"height:{height}px" + (f";min-width:{least}px" if least else "")
-    box = f'<script type="application/json">{data}</script><div class="plot" style="{style}"></div>'
+    box = f'<script type="application/json">{data}</script><div class="chart" style="{style}"></div>'
     return f'<figure><figcaption>{escape(caption)}</figcaption>{key}<div class="scroll">{box}</div></figure>'
 
 
@@ -191,6 +192,7 @@ def check_plotly() -> None:
         raise ConfigError(MISSING) from error
 
 
+@functools.cache
 def _packed() -> str:
     """Return plotly's script, compressed, as text."""
     check_plotly()

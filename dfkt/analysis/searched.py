@@ -65,6 +65,7 @@ def patterns(study: Study, arms: Sequence[str]) -> Iterator[str]:
     """Yield the overlap patterns as arcs: of searched arms those of the best trials, of the others those of a final run."""
     rows = list(_rows(study, arms))
     if not rows:
+        yield paragraph("No run whose pattern could be drawn has come to its end.")
         return
     try:
         network = student_network(study.meta)

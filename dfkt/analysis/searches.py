@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,6 @@ MOST_PARAMS = 8
 FEW = 30
 """Complete trials below which importances are a hint at most."""
 TARGET = "val accuracy"
-EVALUATOR = FanovaImportanceEvaluator(seed=0)
 
 
 @dataclass(frozen=True)
@@ -72,42 +72,35 @@ def search_plots(search: optuna.Study) -> list[SearchPlot]:
     import optuna.visualization as drawn
 
     thin = _thinned(search)
-    complete = thin.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    shown = (
-        ""
-        if len(thin.trials) == len(search.trials)
-        else f" {len(thin.trials)} of {len(search.trials)} trials are shown."
-    )
-    params, importances = _important(thin)
-    which = f" The {len(params)} parameters that matter most." if len(params) == MOST_PARAMS else ""
+    complete, count = thin.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), len(thin.trials)
+    shown = "" if count == len(search.trials) else f" {count} of {len(search.trials)} trials are shown."
+    none = None if any(trial.params for trial in complete) else "no trial that has a parameter is complete"
+    equal = none or (None if len({trial.value for trial in complete}) > 1 else "all complete trials are equally good")
     hint = "" if len(complete) >= FEW else f" Only {len(complete)} trials are complete: a hint at most."
-    width, count = 110 * len(params) + 140, len(thin.trials)
-    plots = {
-        "Importance": (
-            lambda: _named(drawn.plot_param_importances(thin, EVALUATOR, importances, target_name=TARGET)),
-            f"Share of the variance of val accuracy that a parameter explains (fANOVA), of those that every complete trial "
-            f"has.{hint}{shown}",
-            0,
-        ),
-        "Slices": (
-            lambda: _with_few_ticks(drawn.plot_slice(thin, params, target_name=TARGET)),
-            f"Val accuracy of complete trials against each parameter; darker ones came later.{which}{shown}",
-            width,
-        ),
-        "Parallel coordinates": (
-            lambda: drawn.plot_parallel_coordinate(thin, params, target_name=TARGET),
-            f"A complete trial is a line, the darker the higher its val accuracy, which is the first axis.{which}{shown}",
-            width,
-        ),
-        "Timeline": (lambda: drawn.plot_timeline(thin), f"When each trial ran, and how it ended.{shown}", 0),
-    }
-    found = []
-    for title, (draw, caption, least) in plots.items():
-        reason = _reason(title, thin, complete, params, importances)
-        height = 120 + 24 * len(importances or ()) if title == "Importance" else 360
-        height = min(max(140 + 14 * count, 240), 640) if title == "Timeline" else height
-        found.append(_plot(title, draw, caption, least, height, reason))
-    return found
+    text = "Share of the variance of val accuracy that a parameter explains (fANOVA), of those that every complete trial has."
+    importance = _plot("Importance", lambda: _importances(thin), f"{text}{hint}{shown}", reason=equal)
+    params = _ranked(complete, importance)
+    which = f" The {len(params)} parameters that matter most." if len(params) == MOST_PARAMS else ""
+    width = 110 * len(params) + 140
+
+    def slices() -> Figure:
+        return _with_few_ticks(drawn.plot_slice(thin, params, target_name=TARGET))
+
+    def lines() -> Figure:
+        return drawn.plot_parallel_coordinate(thin, params, target_name=TARGET)
+
+    def times() -> Figure:
+        return drawn.plot_timeline(thin).update_layout(height=min(max(140 + 14 * count, 240), 640))
+
+    text = "Val accuracy of complete trials against each parameter; darker ones came later."
+    more = "A complete trial is a line, the darker the higher its val accuracy, which is the first axis."
+    begun = None if any(trial.datetime_start for trial in thin.trials) else "no trial has begun"
+    return [
+        importance,
+        _plot("Slices", slices, f"{text}{which}{shown}", reason=none, least=width),
+        _plot("Parallel coordinates", lines, f"{more}{which}{shown}", reason=none, least=width),
+        _plot("Timeline", times, f"When each trial ran, and how it ended.{shown}", reason=begun),
+    ]
 
 
 def space_cells(search: optuna.Study, best: int | None = None) -> pd.DataFrame:
@@ -145,52 +138,34 @@ def describe_range(kind: BaseDistribution) -> str:
     return f"{kind.low:g} to {kind.high:g}{whole}{', logarithmic' if kind.log else ''}"
 
 
-def _plot(title: str, draw: Callable[[], Any], caption: str, least: int, height: int, reason: str | None) -> SearchPlot:
+def _plot(
+    title: str, draw: Callable[[], Figure], caption: str, *, reason: str | None = None, least: int = 0
+) -> SearchPlot:
+    """Return a plot, or why there is none: the reason if there is one, else what its drawing raises."""
     if reason is None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna calls some of its plots experimental
-                return SearchPlot(title, _dressed(draw(), height), caption, least)
+                return SearchPlot(title, _dressed(draw()), caption, least)
         except Exception as error:  # whatever Optuna or plotly stumbles over; the page goes on
             reason = f"Optuna could not draw it: {one_line(error)}"
     return SearchPlot(title, None, f"Not drawn: {reason}.")
 
 
-def _reason(
-    title: str, search: optuna.Study, complete: list[FrozenTrial], params: list[str], importances: list[str] | None
-) -> str | None:
-    """Return why a plot would be empty, in words; ``None`` where it would not."""
-    if title == "Timeline":
-        return (
-            None if any(trial.datetime_start for trial in search.trials) else "the journal has no times of its trials"
-        )
-    if not complete:
-        return "no trial is complete"
-    if not params:
-        return "no trial that is complete has a parameter"
-    if title == "Importance" and importances is None:
-        return (
-            "two complete trials or more with different val accuracies, and a parameter that varies in them, are needed"
-        )
-    return None
+def _importances(search: optuna.Study) -> Figure:
+    """Return the importances, without the titles that their caption has: names of parameters need the room."""
+    from optuna.visualization import plot_param_importances
+
+    figure = plot_param_importances(search, FanovaImportanceEvaluator(seed=0), target_name=TARGET)
+    figure.update_yaxes(title=None).update_traces(showlegend=False)
+    return figure.update_layout(height=120 + 24 * len(figure.data[0].y))
 
 
-def _important(search: optuna.Study) -> tuple[list[str], list[str] | None]:
-    """Return the parameters that are shown, the most important ones first, and those whose importance can be told."""
-    complete = search.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    counts = pd.Series([name for trial in complete for name in trial.params], dtype="object").value_counts(sort=False)
-    ranked: list[str] | None = None
-    if len({trial.value for trial in complete}) > 1:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                ranked = list(optuna.importance.get_param_importances(search, evaluator=EVALUATOR)) or None
-        except Exception:  # too few trials for the forest, whatever it says
-            ranked = None
-    rest = [
-        str(name) for name in counts.sort_values(ascending=False, kind="stable").index if name not in (ranked or ())
-    ]
-    return [*(ranked or ()), *rest][:MOST_PARAMS], ranked
+def _ranked(complete: Sequence[FrozenTrial], importance: SearchPlot) -> list[str]:
+    """Return the parameters that are shown: the most important ones, then those that most complete trials have."""
+    known = [] if importance.figure is None else [str(name) for name in reversed(importance.figure.data[0].y)]
+    counts = Counter(name for trial in complete for name in trial.params if name not in known)
+    return [*known, *(name for name, _ in counts.most_common())][:MOST_PARAMS]
 
 
 def _thinned(search: optuna.Study) -> optuna.Study:
@@ -207,9 +182,9 @@ def _thinned(search: optuna.Study) -> optuna.Study:
     return thin
 
 
-def _dressed(figure: Figure, height: int) -> Figure:
+def _dressed(figure: Figure) -> Figure:
     """Give one of Optuna's figures the look of the others and our words, without its title, as wide as there is room."""
-    look = blank(height).layout
+    look = blank(figure.layout.height or 360).layout
     names = ("template", "height", "font", "dragmode", "hoverlabel")
     figure.update_layout({name: look[name] for name in names} | {"title": None, "width": None})
     figure.update_layout(margin={"l": 60, "r": 50, "t": 24, "b": 50})
@@ -217,11 +192,6 @@ def _dressed(figure: Figure, height: int) -> Figure:
         trace.name = STATE_WORDS.get(trace.name, trace.name)
     figure.update_xaxes(fixedrange=True, tickfont_size=11)
     return figure.update_yaxes(fixedrange=True, automargin=True)
-
-
-def _named(figure: Figure) -> Figure:
-    """Take the titles from importances that their caption has: names of parameters need the room."""
-    return figure.update_yaxes(title=None).update_traces(showlegend=False)
 
 
 def _with_few_ticks(figure: Figure) -> Figure:

@@ -115,7 +115,7 @@ def sentence(figures: Figures, setting: str, costs: Sequence[Cost] = (), spent: 
     found = judge(figures, setting)
     if found is None:
         return "No verdict yet: no final run is complete."
-    told = f"{found.best}, the best by val, has {percent(found.test)} % on test over {_seeds(found.seeds)}"
+    told = f"has {percent(found.test)} % on test over {found.seeds} seed{'' if found.seeds == 1 else 's'}"
     cost = _cost(costs, None if spent is None else spent.get(found.best))
     return "; ".join([f"{_outcome(found, told)}{_others(found)}", *([cost] if cost else [])]) + "."
 
@@ -129,20 +129,21 @@ def device_seconds(study: Study) -> pd.DataFrame:
 
 def _outcome(found: Verdict, told: str) -> str:
     """Return the first clause: what is shown of the best arm and the next by ``val``."""
+    who = f"{found.best}, the best by val, {told}"
     if found.rival is None:
-        return f"Nothing stands beside {told}"
+        return f"Nothing stands beside {found.best}, which {told}"
     by = f"{100 * found.difference:+.2f} points"
     if pd.notna(found.low):
         by += f" [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-    rival = f"to {found.rival}, the next by val"
+    by += f" to {found.rival}, the next by val"
     if pd.isna(found.p):
-        return f"No difference can be shown by such runs: {told}, {by} {rival}"
+        return f"Such runs can show no difference: {who}, {by}"
     sure = "p < 0.001" if found.p < 0.001 else f"p {found.p:.3f}"
     if found.p >= SURE:
-        return f"No difference shown: {told}, {by} {rival}, {sure}"
+        return f"No difference shown: {who}, {by}, {sure}"
     if found.difference > 0:
-        return f"{found.best} is ahead: {told}, {by} {rival}, {sure}"
-    return f"{found.rival} is ahead: {told}, {by} {rival}, {sure}"
+        return f"{found.best} is ahead: the best by val, it {told}, {by}, {sure}"
+    return f"{found.rival} is ahead: {who}, {by}, {sure}"
 
 
 def _others(found: Verdict) -> str:
@@ -172,7 +173,3 @@ def _cost(costs: Sequence[Cost], spent: Mapping[str, float] | pd.Series[float] |
             f"{number(total, '.0f')} device seconds, {number(search, '.0f') if search else 'none'} of them for a search"
         )
     return f"it costs {', '.join(parts)}" if parts else ""
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'' if count == 1 else 's'}"
