@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from dfkt.config import DataConfig, NetworkConfig, TrainConfig, to_dict
 from dfkt.methods.registry import find_method
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore
 from dfkt.study.config import ArmConfig, StudyConfig
+from dfkt.study.search import Journal
 
 SESSION = {
     "started": "2026-11-22T15:00:36+00:00",
@@ -96,3 +99,16 @@ def final(number: int, method: str, seed: int, test: float | None, curve: Curve)
         for k, (phase, val) in enumerate(curve)
     ]
     return row | {"key": f"{number:012x}"}, records
+
+
+def write_journal(folder: Path, arm: str, values: Sequence[float | None]) -> None:
+    """Write a search of two parameters into a study's journal, as a study leaves it: ``None`` is a trial that was stopped."""
+    journal = Journal(Storage(folder))
+    search = optuna.create_study(storage=journal.optuna, study_name=arm, direction="maximize")
+    for number, value in enumerate(values):
+        trial = search.ask()
+        trial.suggest_float("rate", 0.01, 1.0, log=True)
+        trial.suggest_categorical("pattern", ["dense", "adjacent"])
+        if number % 2:
+            trial.suggest_int("rounds", 1, 3)
+        search.tell(trial, value, optuna.trial.TrialState.PRUNED if value is None else None)

@@ -22,7 +22,6 @@ from dfkt.analysis.figures import (
 from dfkt.analysis.statistics import (
     SCRATCH,
     accuracy_table,
-    best_student,
     cost_table,
     pair_table,
     scratch_level,
@@ -40,6 +39,7 @@ from dfkt.analysis.tables import (
     text_table,
 )
 from dfkt.analysis.trust import rung_table
+from dfkt.analysis.verdict import verdict
 from dfkt.errors import InputError
 from dfkt.methods.base import Method
 from dfkt.store.files import Storage
@@ -90,12 +90,7 @@ def trials_text(
     if not searched:
         return "no arm was searched"
     by_arm = {arm: trials[trials.arm == arm] for arm in searched}
-    count = best or (MOST if len(searched) == 1 else EACH)
-    again = {arm: None if confirmations is None else confirmations[confirmations.arm == arm] for arm in searched}
-    found = {arm: best_trials(rows, count, again[arm]).to_dict("records") for arm, rows in by_arm.items()}
-    lost = {arm: set() if rows is None else set(rows.number[rows.state == "FAIL"]) for arm, rows in again.items()}
-    confirmed = any(lost.values()) or any(pd.notna(row["again"]) for rows in found.values() for row in rows)
-    shown = {arm: [_trial(row, confirmed, row["number"] in lost[arm]) for row in rows] for arm, rows in found.items()}
+    shown = trials_cells(trials, searched, best or (MOST if len(searched) == 1 else EACH), confirmations)
     if len(searched) == 1:
         ((arm, listed),) = shown.items()
         line = f"{arm}: {len(by_arm[arm])} trials: {count_states(by_arm[arm])}"
@@ -107,13 +102,24 @@ def trials_text(
     return text_table(pd.DataFrame(lines).rename(columns={"trial": "best"}).fillna(""))
 
 
+def trials_cells(
+    trials: pd.DataFrame, searched: Sequence[str], count: int, confirmations: pd.DataFrame | None = None
+) -> dict[str, list[dict[str, str]]]:
+    """Return by searched arm its best trials as texts, confirmed ones first."""
+    again = {arm: None if confirmations is None else confirmations[confirmations.arm == arm] for arm in searched}
+    found = {arm: best_trials(trials[trials.arm == arm], count, again[arm]).to_dict("records") for arm in searched}
+    lost = {arm: set() if rows is None else set(rows.number[rows.state == "FAIL"]) for arm, rows in again.items()}
+    confirmed = any(lost.values()) or any(pd.notna(row["again"]) for rows in found.values() for row in rows)
+    return {arm: [_trial(row, confirmed, row["number"] in lost[arm]) for row in rows] for arm, rows in found.items()}
+
+
 def count_states(trials: pd.DataFrame) -> str:
     """Return how many trials ended how."""
     states = trials.state.value_counts()
     return ", ".join(f"{states[s]} {word}" for s, word in STATE_WORDS.items() if s in states) or "no trials yet"
 
 
-def describe_settings(row: Mapping[str, Any]) -> str:
+def describe_settings(row: pd.Series[Any] | Mapping[str, Any]) -> str:
     """Return a trial's searched settings in a phrase: its method's own, or name and value where that is not at hand."""
     settings: dict[str, Any] = {}
     try:
@@ -152,7 +158,7 @@ def _page(
     if reference := words.reference_arms(about):
         lines.append(f"at reference settings, not searched: {', '.join(reference)}")
     lines += words.setting_notes(about, runs)
-    tables = _final_tables(figures, setting)
+    tables = final_tables(figures, setting)
     if not tables:
         return "\n".join([*lines, "", "no final run is complete" if len(runs) else "no final runs yet"])
     lines += [f"\n{title}\n{text_table(cells)}" for title, cells in tables.items()]
@@ -161,32 +167,7 @@ def _page(
     return "\n".join([*lines, "", notes, *verdict(figures, setting, place)])
 
 
-def verdict(figures: Figures, setting: str, place: Storage | None = None) -> list[str]:
-    """Return which arm is best, by how much, and which of its students to take; both are chosen by ``val``.
-
-    Args:
-        figures: What was measured.
-        setting: Which setting.
-        place: The study's folder; without it, the student's is named as it lies there.
-    """
-    table = accuracy_table(figures, setting, words.main_arms(setting_about(figures, setting)))
-    best = table.iloc[0].against if len(table) else None
-    if best is None:
-        return []
-    others = table[table.arm != best].sort_values("val_mean", ascending=False)
-    mine = table[table.arm == best].iloc[0]
-    text = f"best by val: {best}, test {percent(mine.test_mean)} %"
-    text += f" over {mine.seeds} of {table.seeds.max()} seeds" if mine.seeds < table.seeds.max() else ""
-    if len(others) and pd.notna(others.iloc[0].difference):
-        second = others.iloc[0]
-        sure = f", p {second.p:.3f}" if pd.notna(second.p) else ""
-        text += f", {100 * second.difference:+.2f} points to {second.arm}{sure}"
-    name = str(best_student(figures, setting))
-    where = f"students/{name}" if place is None else place.sub("students", name).path
-    return ["", f"{text}; its student that is best by val: {where}"]
-
-
-def _final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
+def final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
     """Return by title the tables of the final runs: main arms, ablations by their parent, speed over several seeds, costs."""
     about, runs = setting_about(figures, setting), complete_runs(figures, setting)
     arms = words.main_arms(about)

@@ -49,6 +49,11 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image-size", type=whole, default=32, help="height and width in pixels (default: 32)")
     group.add_argument("--channels", type=whole, default=3, help="of an image (default: 3)")
     group.add_argument("--classes", type=whole, default=10, help="number of logits (default: 10)")
+    add_measuring(parser)
+
+
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """Add the switches that say how time is measured."""
     group = parser.add_argument_group("measuring")
     group.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     group.add_argument(
@@ -63,22 +68,50 @@ def run(a: argparse.Namespace) -> int:
 
     for name in ("image_size", "channels", "classes"):
         check_rule(getattr(a, name) >= 1, f"{name} >= 1", **{name: getattr(a, name)})
-    check_rule(a.seconds >= 0, "seconds >= 0", seconds=a.seconds)
-    given = 1 if a.threads is None else a.threads
-    check_rule(given >= 1, "threads >= 1", threads=given)
-    device = torch.device(read_device(a.device))
+    measuring = Measuring.of(a)
     found = [one for text in a.networks for one in contenders(text, a)]
-    costs = [one.cost for one in found]
-    if a.seconds:
-        with threads(given):
-            costs = timed(found, device, a.precision, a.seconds)
-    table = cost_cells(costs)
+    table = cost_cells(measuring.costs(found))
     say(f"{text_table(table)}\n\n{column_notes(['MACs'])}")
-    if a.seconds:
-        cpu = f"{environment()['hardware']['cpu']}, {given} thread{'' if given == 1 else 's'}"
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-        say(f"Time: median and quartiles over up to 200 forward passes, networks in turns, {a.precision} on {where}.")
+    if measuring.seconds:
+        say(measuring.describe())
     return 0
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How time is measured, as :func:`add_measuring` asks."""
+
+    seconds: float
+    threads: int
+    device: torch.device
+    precision: Precision
+
+    @classmethod
+    def of(cls, a: argparse.Namespace) -> Measuring:
+        """Return what the switches say.
+
+        Raises:
+            ConfigError: If one is outside its rule, or there is no such device.
+        """
+        check_rule(a.seconds >= 0, "seconds >= 0", seconds=a.seconds)
+        given = 1 if a.threads is None else a.threads
+        check_rule(given >= 1, "threads >= 1", threads=given)
+        return cls(a.seconds, given, torch.device(read_device(a.device)), a.precision)
+
+    def costs(self, found: list[Contender]) -> list[Cost]:
+        """Return the costs of some networks, with the time that each takes where it is measured at all."""
+        if not self.seconds:
+            return [one.cost for one in found]
+        with threads(self.threads):
+            return timed(found, self.device, self.precision, self.seconds)
+
+    def describe(self) -> str:
+        """Return on what and how time was measured, in a sentence."""
+        cpu = f"{environment()['hardware']['cpu']}, {self.threads} thread{'' if self.threads == 1 else 's'}"
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu
+        return (
+            f"Time: median and quartiles over up to 200 forward passes, networks in turns, {self.precision} on {where}."
+        )
 
 
 def contenders(text: str, a: argparse.Namespace) -> list[Contender]:
@@ -91,7 +124,7 @@ def contenders(text: str, a: argparse.Namespace) -> list[Contender]:
     if storage is not None:
         with readable(storage):
             if storage.exists("study.json"):
-                return _of_study(storage)
+                return of_study(storage)
             if storage.exists(CONFIG_FILE):
                 return _of_package(storage)
         if "/" in text:
@@ -152,7 +185,7 @@ def _of_package(storage: Storage, teacher: Mapping[str, Any] | None = None) -> l
     return [*found, Contender(student.network, shape, cost)]
 
 
-def _of_study(storage: Storage) -> list[Contender]:
+def of_study(storage: Storage) -> list[Contender]:
     """Return a study's best student, behind its teacher.
 
     Raises:

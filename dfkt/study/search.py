@@ -77,7 +77,7 @@ class Journal:
             self._again = began + 10 * (time.monotonic() - began)
 
 
-class _Lines(BaseJournalBackend):
+class Lines(BaseJournalBackend):
     """A journal's lines for the one process that has it: Optuna's storage reads each of them once, in their order."""
 
     def __init__(self, data: bytes) -> None:
@@ -92,7 +92,7 @@ class _Lines(BaseJournalBackend):
         """Write nothing."""
 
 
-class _File(_Lines):
+class _File(Lines):
     """A journal's file. The study's folder is ours alone, so no lock is taken, as Optuna's own takes for every line.
 
     Nor does every line wait for the disk, but a proposal's lines do together: what a power cut takes, the store makes good.
@@ -137,7 +137,7 @@ def _fault(data: bytes, rows: Callable[[str], Sequence[Row]]) -> str | None:
         return "is cut"
     silence_optuna()
     try:
-        journal = JournalStorage(_Lines(data))
+        journal = JournalStorage(Lines(data))
         arms = {s.study_name: journal.get_all_trials(s._study_id, deepcopy=False) for s in journal.get_all_studies()}
     except Exception as error:  # whatever Optuna stumbles over
         return f"is damaged ({one_line(error)})"

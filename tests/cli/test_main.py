@@ -190,7 +190,7 @@ def test_argparse_refuses_with_exit_code_2(wrong: str, capsys: pytest.CaptureFix
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["study", "resume", "distill", "teacher", "show"])
+@pytest.mark.parametrize("command", ["study", "resume", "distill", "teacher", "show", "report"])
 def test_every_command_says_its_switches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main([command, "--help"])
