@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from typing import TYPE_CHECKING
 
 from dfkt.cli.boundary import EXIT_FAILED, say
 from dfkt.cli.options import absolute_path
+from dfkt.config import KNOWN_SETS
 from dfkt.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(a: argparse.Namespace) -> int:
         return _tell(_read_files(a.files), f"{', '.join(a.files)}: ")
     from dfkt.study.doctor import look
 
-    data = absolute_path(a.data) if a.data and os.path.isdir(os.path.expanduser(a.data)) else a.data
+    data = a.data if a.data in KNOWN_SETS else absolute_path(a.data)
     report = look(a.results, data, data_root=absolute_path(a.data_root), address=a.address)
     many = f"{report.asked} machine{'s' * (report.asked != 1)} asked in {time.monotonic() - began:.0f} s: "
     return _tell(report.findings, many)

@@ -82,7 +82,8 @@ def find_all(machines: Sequence[Machine], like: Health, results: str | None) -> 
         like: What who asks says of itself: the others' versions and data are compared with its.
         results: The folder that holds studies.
     """
-    return merged(finding for machine in machines for finding in _of_machine(machine, like, results))
+    several = len(machines) > 1
+    return merged(found for machine in machines for found in _of_machine(machine, like, results, several))
 
 
 def merged(findings: Iterable[Finding]) -> list[Finding]:
@@ -106,7 +107,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _of_machine(machine: Machine, like: Health, results: str | None) -> Iterator[Finding]:
+def _of_machine(machine: Machine, like: Health, results: str | None, several: bool) -> Iterator[Finding]:
     said, where = machine.said, machine.where
     if isinstance(said, Unanswered):
         if said.gone:
@@ -136,6 +137,8 @@ def _of_machine(machine: Machine, like: Health, results: str | None) -> Iterator
         )
     if said.hardware is not None:
         yield from find_hardware_faults(said.hardware, machine.gpus, where)
+        if several:
+            yield from find_name_faults(said.hardware, where)
 
 
 def find_versions(said: Health, like: Health, where: str) -> Iterator[Finding]:
@@ -187,11 +190,11 @@ def find_data_faults(name: str, data: Data, ours: Data | None, where: str) -> It
 
 
 def find_hardware_faults(host: Hardware, counted: float | None, where: str) -> Iterator[Finding]:
-    """Find GPUs that cannot be used, names that lead nowhere, and what is short.
+    """Find GPUs that cannot be used, and what is short.
 
     Args:
         host: What the machine says.
-        counted: GPUs that Ray counts there; ``None`` where there is no cluster, and so no other machine.
+        counted: GPUs that Ray counts there; ``None`` where there is no cluster.
         where: The machine.
     """
     because = f" ({host.gpu_fault})" if host.gpu_fault else ""
@@ -203,16 +206,18 @@ def find_hardware_faults(host: Hardware, counted: float | None, where: str) -> I
     elif counted is not None and host.gpus > counted:
         what = f"torch can use {host.gpus} GPUs, Ray counts {counted:g}"
         yield Finding(False, what, where, "Start Ray there with --num-gpus, if runs shall use them")
-    if counted is not None and (not host.resolves or host.resolves.startswith("127.")):
-        leads = f"leads to {host.resolves}" if host.resolves else "leads to no address"
-        name = host.interface
-        remedy = (
-            f"Nothing to do: runs on several workers use the interface {name}"
-            if name
-            else "Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that reaches the others, before the study"
-        )
-        yield Finding(False, f"the host's own name {leads}", where, remedy)
     yield from _short(host, where)
+
+
+def find_name_faults(host: Hardware, where: str) -> Iterator[Finding]:
+    """Find a host whose own name leads nowhere, and say by what a run's workers reach each other then."""
+    if host.resolves and not host.resolves.startswith("127."):
+        return
+    remedy = "Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that reaches the others, before the study"
+    if host.interface:
+        remedy = f"Nothing to do: runs on several workers use the interface {host.interface}"
+    leads = f"leads to {host.resolves}" if host.resolves else "leads to no address"
+    yield Finding(False, f"the host's own name {leads}", where, remedy)
 
 
 def _short(host: Hardware, where: str) -> Iterator[Finding]:

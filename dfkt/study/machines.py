@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dfkt.errors import one_line
+from dfkt.errors import clipped, one_line
 
 
 def nodes() -> list[dict[str, float]]:
@@ -59,7 +59,9 @@ def _answer(call: Any) -> Any:
     try:
         return ray.get(call)
     except ray.exceptions.RayTaskError as error:
-        return Unanswered(one_line(error.cause or error))
+        cause = error.cause or error
+        lines = str(cause).strip().splitlines()  # of a module that is missing there, Ray quotes the traceback
+        return Unanswered(clipped(lines[-1].strip()) if len(lines) > 1 else one_line(cause))
     except ray.exceptions.RayError as error:
         return Unanswered(one_line(error), gone=True)
 
