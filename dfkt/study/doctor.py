@@ -59,11 +59,11 @@ def look(results: str, data: str | None, *, data_root: str | None, address: str 
         if find_address(address) is not None:
             held.enter_context(cluster(address))
         own, others = living()
-        nodes = [node for node in ((own,) if own else ()) if _holds_runs(node)] + list(filter(_holds_runs, others))
-        addresses = tuple(node["NodeManagerAddress"] for node in ((own,) if own else ()) + tuple(others))
+        there = [own, *others] if own else []
+        nodes, addresses = list(filter(_holds_runs, there)), tuple(node["NodeManagerAddress"] for node in there)
         machines, like, findings = _ask_all(nodes, Question(folder.path, "", sets, addresses))
         if own not in nodes:
-            machines = [Machine(own["NodeManagerAddress"] if own else "", like, own and 0.0), *machines]
+            machines.insert(0, Machine(own["NodeManagerAddress"], like, 0.0) if own else Machine("", like))
         found = [*find_path_faults(folder.path), *findings, *find_all(machines, like, folder.path)]
         if own is not None:
             found += find_missing(_described(), ray.nodes(), addresses)
@@ -115,7 +115,8 @@ def _ask_all(nodes: Sequence[Node], question: Question) -> tuple[list[Machine], 
             findings.append(Finding(True, str(error).rstrip("."), "this machine", ""))
             question = replace(question, results=None)
         like = examine(question)
-        folder.delete(like.left) if like.left else None
+        if like.left:
+            folder.delete(like.left)
         answers = ask(nodes, examine, question, timeout=SECONDS)
         seen = _read_back(folder, nodes, answers)
     apart = _compare_clocks(nodes, answers) if question.addresses is not None else [0.0] * len(nodes)
