@@ -175,16 +175,14 @@ class Storage:
         Raises:
             StudyError: If that fails, with the path, the reason and a remedy.
         """
+        with writable(self):
+            self.delete(self.probe())
+
+    def probe(self) -> str:
+        """Write a file that holds its own new name, and return that; who asked for it deletes it."""
         name = f".probe-{uuid.uuid4().hex}"  # `is_leftover` knows the pattern
-        try:
-            self.write(name, b"")
-            self.delete(name)
-        except (OSError, pa.ArrowException) as error:
-            cure = "Check its permissions and free space" if self.is_local else remedy(error)
-            raise StudyError(
-                f"A study folder must be writable, but {self.path} is not: {one_line(error)}. "
-                f"{cure}, or choose another folder."
-            ) from error
+        self.write(name, name.encode())
+        return name
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -270,6 +268,23 @@ def readable(storage: Storage) -> Iterator[None]:
         cure = "" if storage.is_local else f" {remedy(error)}."
         said = f"A study's folder must be readable, but {storage.path} is not: {one_line(error)}."
         raise StudyError(f"{said}{cure}") from error
+
+
+@contextlib.contextmanager
+def writable(storage: Storage) -> Iterator[None]:
+    """Turn what writing to a folder raises into one line.
+
+    Raises:
+        StudyError: If the folder cannot be written, with the path, the reason and a remedy.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        cure = "Check its permissions and free space" if storage.is_local else remedy(error)
+        raise StudyError(
+            f"A study folder must be writable, but {storage.path} is not: {one_line(error)}. "
+            f"{cure}, or choose another folder."
+        ) from error
 
 
 def _from_uri(uri: str) -> tuple[Any, str]:

@@ -20,8 +20,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from dfkt.config import check_rule, is_finite
 from dfkt.errors import ConfigError, RunError, one_line
-from dfkt.study.cluster import Log, nodes
+from dfkt.study.cluster import Log
 from dfkt.study.driver import Workers
+from dfkt.study.machines import nodes
 
 GROWTH_FILE = Path("~/ray_bootstrap_config.yaml")
 """Where ``ray up`` leaves the cluster's description on its head."""

@@ -1,4 +1,4 @@
-"""The Ray cluster: connect to one or start one on this machine, quietly, and ask its machines."""
+"""The Ray cluster: connect to one or start one on this machine, quietly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Any
 
 import psutil
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dfkt.errors import ConfigError, RunError, one_line, tell
 from dfkt.study.driver import TRAIN_ENVIRONMENT
@@ -76,7 +75,7 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
     for name, level in (("ray", logging.ERROR), ("ray.train", logging.ERROR), ("ray.tune", logging.CRITICAL)):
         logging.getLogger(name).setLevel(level)
     forwarded = {name: os.environ[name] for name in (*ENVIRONMENT, *NETWORK_INTERFACE) if name in os.environ}
-    address = address or os.environ.get("RAY_ADDRESS") or ("auto" if STARTED_HERE.exists() else None)
+    address = find_address(address)
     _check_listening(address)
     options: dict[str, Any] = {}
     if not address:  # the dashboard must be on: it frees the placement groups of stopped trials
@@ -84,6 +83,11 @@ def cluster(address: str | None, log: Log | None = None) -> Iterator[None]:
     options |= {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": forwarded}}
     with last_words(_gone("Ray's raylet on this machine")) as told:
         yield from _joined(address, options, told, log)
+
+
+def find_address(address: str | None) -> str | None:
+    """Return the address of the cluster that :func:`cluster` connects to; ``None`` if it starts one on this machine."""
+    return address or os.environ.get("RAY_ADDRESS") or ("auto" if STARTED_HERE.exists() else None)
 
 
 def _joined(
@@ -238,35 +242,3 @@ def _check_listening(address: str | None) -> None:
         return
     if (error := _refusal(f"{host}:{port}", ANSWERS_WITHIN)) is not None:
         raise ConfigError(f"No Ray cluster answers at {address}: {one_line(error)}") from error
-
-
-def nodes() -> list[dict[str, float]]:
-    """Return the resources of every living machine of the cluster."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def on_other_nodes(call: Callable[..., Any], *given: Any, timeout: float) -> list[Any]:
-    """Call a function on every other machine of the cluster; return what each said, ``None`` of one that did not answer in time.
-
-    Where there is no cluster, there is no other machine.
-
-    Args:
-        call: The function, of a module that each machine has.
-        given: Its arguments.
-        timeout: Seconds.
-    """
-    if not ray.is_initialized():  # else the next line would start one
-        return []
-    here = ray.get_runtime_context().get_node_id()
-    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    task = ray.remote(num_cpus=0, max_retries=0)(call)
-    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in others]
-    calls = [task.options(scheduling_strategy=place).remote(*given) for place in places]
-    done = ray.wait(calls, num_returns=len(calls), timeout=timeout)[0] if calls else []
-    answers: list[Any] = []
-    for one in calls:
-        try:
-            answers.append(ray.get(one) if one in done else None)
-        except ray.exceptions.RayError:
-            answers.append(None)
-    return answers

@@ -12,9 +12,9 @@ from dfkt.methods.patterns import FlowPair
 from dfkt.networks.taps import StudentTaps, Tap
 from dfkt.store.files import Storage
 from dfkt.store.lock import tidied
-from dfkt.study.cluster import on_other_nodes
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Kind
+from dfkt.study.machines import on_other_nodes
 from dfkt.training.kept import delete_kept
 from dfkt.training.targets import MOST_NUMBERS, Keeping, numbers_per_image
 

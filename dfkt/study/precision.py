@@ -10,9 +10,10 @@ import ray
 from dfkt.config import Precision
 from dfkt.store.files import Storage
 from dfkt.store.study_store import StudyStore
-from dfkt.study.cluster import Log, on_other_nodes
+from dfkt.study.cluster import Log
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Workers
+from dfkt.study.machines import on_other_nodes
 from dfkt.study.opening import has_begun
 from dfkt.training.config import with_precision
 from dfkt.training.optim import computes_bfloat16

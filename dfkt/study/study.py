@@ -22,6 +22,7 @@ from dfkt.store.study_store import StudyStore, hold
 from dfkt.study.capacity import Capacity, Demand, fit_workers
 from dfkt.study.cluster import cluster, native_errors_unseen, signals_kept
 from dfkt.study.config import StudyConfig
+from dfkt.study.doctor import check_machines
 from dfkt.study.driver import Driver, Run, Workers, trainable
 from dfkt.study.keeping import forget
 from dfkt.study.loggers import check_loggers, make_loggers
@@ -94,6 +95,7 @@ def run_studies(
         workers, again = wanted, retry and any(map(_has_failed, configs, folders))
         if starts := again or not is_over(configs, folders, [known.taps for known in checked]):
             held.enter_context(cluster(address, log))
+            check_machines(configs, folders[0], placement, log)
             workers = fit_workers(wanted, demand, log)
             placement = workers.place(placement)
             configs = [decide_precision(*both, workers, log) for both in zip(configs, folders, strict=True)]

@@ -19,7 +19,8 @@ from cluster.laboratory import REPOSITORY, Host, Laboratory, LaboratoryError, en
 LOCAL = REPOSITORY / "clusters" / "local.yaml"
 SIZE = "--num-cpus=1 --object-store-memory=100000000"
 """Of a host, for ``ray start``: two runs of one worker fill both hosts, and so does one run of two."""
-PROFILE = "export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 RAY_UP_enable_autoscaler_v2=0"
+PROFILE = f"export PYTHONPATH={REPOSITORY} OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 RAY_UP_enable_autoscaler_v2=0"
+"""Of every login; the package is the one beside these tests, wherever it is installed from."""
 RAY_PARTS = ("raylet", "gcs_server", "ray::", "/ray/")
 """By which a process of Ray's is known."""
 PORT = 8265

@@ -47,6 +47,31 @@ def test_every_host_has_an_address_that_its_own_name_does_not_lead_to(hosts: Own
         assert host.run(f"python -c '{code}'").split() == ["127.0.1.1"]
 
 
+def test_the_doctor_asks_both_hosts_and_a_name_that_leads_nowhere_is_all_there_is(hosts: OwnHosts) -> None:
+    said = hosts.run_job(f"python -m dfkt doctor --results {hosts.lab.shared} --data digits", 120)
+    assert re.search(r"2 machines asked in \d+ s: 1 finding to know of", said)
+    assert "leads to 127.0.1.1. Nothing to do: runs on several workers use the interface eth0" in said
+    assert not list(hosts.lab.shared.iterdir())
+
+
+def test_the_doctor_finds_results_that_each_host_has_for_itself_and_a_study_refuses_them(hosts: OwnHosts) -> None:
+    said = hosts.head.run(
+        "python -m dfkt doctor --results /tmp/own/deep; test $? = 1; ls -A /tmp/own || echo gone", 120
+    )
+    assert f"fails: worker ({hosts.others[0].address}): /tmp/own/deep is another folder there" in said
+    assert said.endswith("gone\n")
+    said = hosts.head.run(study_command(hosts.lab, "own", "--method kd --results /tmp/own") + "; test $? = 2", 120)
+    assert f"error: worker ({hosts.others[0].address}): /tmp/own/own is another folder there" in said
+    assert "runs to do" not in said
+    assert hosts.others[0].run("ls -A /tmp/own || echo gone").endswith("gone\n")
+
+
+def test_a_study_refuses_results_in_the_working_folder_of_its_job(hosts: OwnHosts) -> None:
+    folder = "/tmp/ray/session_x/runtime_resources/working_dir_files/y"
+    said = hosts.head.run(study_command(hosts.lab, "own", f"--method kd --results {folder}") + "; test $? = 2", 120)
+    assert re.search(r"error: --results: results in \S+ are deleted when the job ends", said)
+
+
 def test_runs_of_one_worker_use_both_hosts(hosts: OwnHosts) -> None:
     said = hosts.head.run(study_command(hosts.lab, "alone", "--method kd --seeds 2 --epochs 40"), 240)
     assert "2 runs to do, 2 at a time" in said

@@ -61,6 +61,12 @@ def test_a_writable_folder_passes_and_keeps_no_probe(folder: Storage, tmp_path: 
     assert list((tmp_path / "study").iterdir()) == []
 
 
+def test_a_probe_is_a_new_file_that_holds_its_name(folder: Storage) -> None:
+    names = {folder.probe(), folder.probe()}
+    assert len(names) == 2
+    assert all(is_leftover(name) and folder.read(name) == name.encode() for name in names)
+
+
 def test_a_local_path_is_absolute_and_knows_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

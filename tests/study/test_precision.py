@@ -11,9 +11,9 @@ from study.played import arm, open_study, toy
 from dfkt.config import TeacherConfig, TrainConfig
 from dfkt.store.files import Storage
 from dfkt.study import precision
-from dfkt.study.cluster import on_other_nodes
 from dfkt.study.config import StudyConfig
 from dfkt.study.driver import Workers
+from dfkt.study.machines import on_other_nodes
 from dfkt.study.precision import decide_precision, stored_precision
 from dfkt.training import optim
 from dfkt.training.optim import computes_bfloat16, decided
