@@ -25,7 +25,6 @@ from dfkt.study.machines import Unanswered, ask, living
 SECONDS = 60.0
 """Until a machine must have answered; the first question starts a process there."""
 Node = Mapping[str, Any]
-Data = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)

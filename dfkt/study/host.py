@@ -77,6 +77,21 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class Data:
+    """An image set as a host finds it.
+
+    Attributes:
+        fault: Why it cannot be read; empty if it can.
+        classes: Sub-folders of a folder of one's own.
+        there: Whether it need not be downloaded.
+    """
+
+    fault: str = ""
+    classes: tuple[str, ...] = ()
+    there: bool = True
+
+
+@dataclass(frozen=True)
 class Health:
     """What a host says of itself.
 
@@ -99,21 +114,6 @@ class Health:
     left: str
     data: dict[str, Data]
     hardware: Hardware | None
-
-
-@dataclass(frozen=True)
-class Data:
-    """An image set as a host finds it.
-
-    Attributes:
-        fault: Why it cannot be read; empty if it can.
-        classes: Sub-folders of a folder of one's own.
-        there: Whether it need not be downloaded.
-    """
-
-    fault: str = ""
-    classes: tuple[str, ...] = ()
-    there: bool = True
 
 
 def interface_of(address: str) -> str:
