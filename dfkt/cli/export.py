@@ -49,7 +49,9 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(EXPORTS.values())
     parser.add_argument("-o", "--out", metavar="FILE", help=f"the file (default: in the student's folder, {names})")
     group = parser.add_argument_group("images, for int8")
-    group.add_argument("--data", help="the images that it was trained on: a set's name, or a folder (default: as trained)")
+    group.add_argument(
+        "--data", help="the images that it was trained on: a set's name, or a folder (default: as trained)"
+    )
     group.add_argument("--data-root", help=f"where torchvision's sets are kept (default: {Placement.data_root})")
     group = parser.add_argument_group("measuring, on the CPU")
     group.add_argument(
@@ -74,7 +76,9 @@ def run(a: argparse.Namespace) -> int:
         try:
             place.write(name, data)
         except OSError as error:
-            raise ConfigError(f"{place.path} must be writable, but is not: {error.strerror}. Name a file with -o.") from error
+            raise ConfigError(
+                f"{place.path} must be writable, but is not: {error.strerror}. Name a file with -o."
+            ) from error
         cpu = torch.device("cpu")
         costs = timed(rows, cpu, "float32", a.seconds) if a.seconds else [row.cost for row in rows]
     table = cost_cells(costs)

@@ -55,7 +55,9 @@ def run(a: argparse.Namespace) -> int:
                 tell(f"failed: {answer.error}")
                 failed += 1
                 continue
-            told = (f"{name} {100 * share:.2f} %" for name, share in zip(answer.classes, answer.probabilities, strict=True))
+            told = (
+                f"{name} {100 * share:.2f} %" for name, share in zip(answer.classes, answer.probabilities, strict=True)
+            )
             say("  ".join([shown(answer.path), *told]))
             rows.append(_row(answer))
     if a.out is not None and rows:

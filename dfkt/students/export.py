@@ -63,7 +63,12 @@ def to_onnx(student: Student) -> Any:
     with _quiet():
         try:
             made = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"], verbose=False
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=["logits"],
+                verbose=False,
             )
         except Exception as error:  # of a kind that torch keeps to itself
             raise _unexportable(student, error) from error
@@ -207,7 +212,9 @@ def _unexportable(student: Student, error: Exception) -> NetworkError:
     chain: BaseException | None = error
     while chain is not None:
         if found := re.search(r"<OpOverload\(op='([\w.]+)'", str(chain)):
-            return NetworkError(f"A student in ONNX must do what ONNX can, but {name} uses {found[1]}, which it has not.")
+            return NetworkError(
+                f"A student in ONNX must do what ONNX can, but {name} uses {found[1]}, which it has not."
+            )
         chain = chain.__cause__
     return NetworkError(f"A student that is exported must be one program, but {name} is not: {one_line(error)}.")
 

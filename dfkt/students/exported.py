@@ -105,7 +105,9 @@ def open_bytes(data: bytes, where: str, threads: int = 1) -> Exported:
         return Exported(about, _program(data, where), len(data))
     session = _session(data, where, threads)
     found = session.get_modelmeta().custom_metadata_map
-    about = _checked({name.removeprefix(_PREFIX): text for name, text in found.items() if name.startswith(_PREFIX)}, where)
+    about = _checked(
+        {name.removeprefix(_PREFIX): text for name, text in found.items() if name.startswith(_PREFIX)}, where
+    )
 
     def answer(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import sys
 import warnings
 import zipfile
@@ -38,8 +39,9 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
 def files(student: Student) -> dict[str, bytes]:
     """What it is exported to."""
     data = load_data(DataConfig(name="digits"), "unused")
-    plain = onnx_bytes(to_onnx(student), about(student, "onnx"))
-    small = to_int8(to_onnx(student), as_input(data.train.images[:128]))
+    model = to_onnx(student)
+    plain = onnx_bytes(model, about(student, "onnx"))
+    small = to_int8(model, as_input(data.train.images[:128]))
     return {"onnx": plain, "int8": onnx_bytes(small, about(student, "int8", 0.5)), "pt2": to_pt2(student)}
 
 
@@ -108,35 +110,35 @@ def test_eight_bits_have_a_range_per_channel_a_smaller_file_and_nearly_the_accur
     images, labels = stored()
     with torch.inference_mode():
         off = (found(images) - student(images)).abs().max()
-    assert 0 < off < 1
+    assert 0 < off < 0.1 * student(images).abs().max()
     assert abs(accuracy(found, iter([(images, labels)])) - student.config["dfkt"]["test_accuracy"]) < 0.03
 
 
 @pytest.mark.parametrize(
-    ("name", "channels", "size"),
-    [
-        ("timm:test_resnet", 1, 224),
-        ("timm:test_vit", 3, 160),
-        ("torchvision:squeezenet1_1", 3, 64),
-        ("small_runs:usual_norms", 3, 16),
-    ],
+    ("name", "channels", "size"), [("timm:test_resnet", 1, 224), ("torchvision:squeezenet1_1", 3, 64)]
 )
 @pytest.mark.timeout(240)
-def test_other_peoples_networks_become_files(tmp_path: Path, name: str, channels: int, size: int) -> None:
+def test_other_peoples_networks_become_files_without_a_word(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, channels: int, size: int
+) -> None:
     if name.startswith("timm:"):
         pytest.importorskip("timm")
+    before = (list(warnings.filters), logging.root.manager.disable)
     student = load_student(left(tmp_path, name, synthetic_images(size, channels, count=8)), "float32")
-    compare(student, onnx_bytes(to_onnx(student), about(student, "onnx")), "student.onnx")
+    model = to_onnx(student)
+    compare(student, onnx_bytes(model, about(student, "onnx")), "student.onnx")
     compare(student, to_pt2(student), "student.pt2")
     images = torch.rand(4, channels, size, size, generator=torch.Generator().manual_seed(0))
-    small = open_bytes(onnx_bytes(to_int8(to_onnx(student), images), about(student, "int8")), "student.int8.onnx")
+    small = open_bytes(onnx_bytes(to_int8(model, images), about(student, "int8")), "student.int8.onnx")
     assert small(images).shape == (4, 4)
     assert bool(small(images).isfinite().all())
+    assert capfd.readouterr() == ("", "")
+    assert (list(warnings.filters), logging.root.manager.disable) == before
 
 
 def test_an_operator_that_onnx_has_not_is_named(tmp_path: Path) -> None:
     student = load_student(left(tmp_path, "exports:bessel"), "float32")
-    with pytest.raises(NetworkError, match=r"exports:bessel uses aten\.special_bessel_j0\.default, which it has not\.$"):
+    with pytest.raises(NetworkError, match=r"exports:bessel uses prims\.bessel_j0, which it has not\.$"):
         to_onnx(student)
     compare(student, to_pt2(student), "student.pt2")  # which torch has
 
@@ -156,18 +158,6 @@ def test_another_students_file_does_not_pass_for_this_ones(tmp_path: Path, files
         compare(other, files["onnx"], "student.onnx")
 
 
-def test_work_is_silent_and_leaves_warnings_and_logs_as_they_were(
-    student: Student, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    before = (list(warnings.filters), export.logging.root.manager.disable)
-    model = to_onnx(student)
-    to_int8(model, torch.rand(8, 1, 8, 8))
-    to_pt2(student)
-    assert capfd.readouterr() == ("", "")
-    assert caplog.records == []
-    assert (list(warnings.filters), export.logging.root.manager.disable) == before
-
-
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
 def test_what_is_not_installed_is_named_with_the_remedy(
     student: Student, monkeypatch: pytest.MonkeyPatch, missing: str
@@ -180,7 +170,11 @@ def test_what_is_not_installed_is_named_with_the_remedy(
 def test_only_its_like_is_replaced(tmp_path: Path, files: dict[str, bytes]) -> None:
     storage = Storage(tmp_path)
     check_free(storage, "student.onnx")
-    foreign: list[tuple[str, Any]] = [("student.onnx", b"mine"), ("student.pt2", b"mine"), ("cut.onnx", files["onnx"][:-50])]
+    foreign: list[tuple[str, Any]] = [
+        ("student.onnx", b"mine"),
+        ("student.pt2", b"mine"),
+        ("cut.onnx", files["onnx"][:-50]),
+    ]
     for name, data in foreign:
         storage.write(name, data)
         with pytest.raises(ConfigError, match="replaces none but its like"):
