@@ -125,7 +125,7 @@ def _images(a: argparse.Namespace, student: Student, trained_on: Mapping[str, An
     known.pop("title", None)
     config = replace(from_dict(DataConfig, known), image_size=student.input_size[1])
     if a.data is not None:
-        config = replace(config, name=a.data if a.data in KNOWN_SETS else absolute_path(a.data))
+        config = replace(config, name=a.data if a.data in KNOWN_SETS else absolute_path(a.data) or a.data)
     root = absolute_path(a.data_root) or Placement.data_root
     try:
         data = load_data(config, root)

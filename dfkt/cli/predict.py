@@ -13,7 +13,7 @@ from dfkt.cli.export import find_student
 from dfkt.cli.numbers import whole
 from dfkt.config import check_rule
 from dfkt.data.listing import shown
-from dfkt.errors import ConfigError, tell
+from dfkt.errors import ConfigError, RunError, tell
 from dfkt.store.answers import ENDINGS as TABLES
 from dfkt.store.answers import table_bytes
 from dfkt.store.files import Storage
@@ -61,7 +61,10 @@ def run(a: argparse.Namespace) -> int:
             say("  ".join([shown(answer.path), *told]))
             rows.append(_row(answer))
     if a.out is not None and rows:
-        place.write(name, table_bytes(pd.DataFrame(rows), Path(name).suffix))
+        try:
+            place.write(name, table_bytes(pd.DataFrame(rows), Path(name).suffix))
+        except OSError as error:
+            raise RunError(f"The table must be writable, but {a.out} is not: {error.strerror}.") from error
     if failed:
         tell(f"{failed} of {len(paths)} images could not be read")
     return EXIT_FAILED if failed else 0

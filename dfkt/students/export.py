@@ -45,7 +45,7 @@ def about(student: Student, kind: str, test_accuracy: float | None = None) -> di
     """
     config = student.config
     own, given = config["dfkt"], config["pretrained_cfg"]
-    found = {"format": FORMAT, "version": package_version("dfkt"), "kind": kind, "input": _INPUT}
+    found: dict[str, Any] = {"format": FORMAT, "version": package_version("dfkt"), "kind": kind, "input": _INPUT}
     found |= {"network": own["network"], "classes": list(student.classes), "input_size": list(student.input_size)}
     found |= {"mean": given["mean"], "std": given["std"], "weights": own["weights"], "test_accuracy": test_accuracy}
     return {name: found[name] for name in ENTRIES}
@@ -94,7 +94,7 @@ def to_int8(model: Any, images: Tensor) -> Any:
     onnx, quantization = needed("onnx", "onnxruntime.quantization")
     (preparing,) = needed("onnxruntime.quantization.shape_inference")
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:
             self.batches = iter(images.split(_BATCH))
 
@@ -221,7 +221,8 @@ def _unexportable(student: Student, error: Exception) -> NetworkError:
 
 def _normalising(model: Any) -> list[str]:
     """Return the names of the nodes between the images and the first that is more than a product or a sum."""
-    found, value = [], "images"
+    found: list[str] = []
+    value = "images"
     while True:
         after = [node for node in model.graph.node if value in node.input]
         if len(after) != 1 or after[0].op_type not in ("Mul", "Add", "Sub", "Div", "Cast"):

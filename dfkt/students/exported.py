@@ -31,8 +31,8 @@ FORMAT = 1
 ENTRIES = (
     "format", "version", "kind", "input", "network", "classes", "input_size", "mean", "std", "weights", "test_accuracy",
 )  # fmt: skip
-"""What a file says of itself; ``input`` in words; ``weights`` names those of the package; the accuracy is the file's own, ``null``
-where it was not measured."""
+"""What a file says of itself: ``input`` in words; ``weights`` names those of the package; the accuracy is the file's own, and
+``null`` where it was not measured."""
 _PREFIX, _EXTRA = "dfkt.", "dfkt.json"
 
 
