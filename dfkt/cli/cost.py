@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from dfkt.cli.boundary import say
 from dfkt.cli.numbers import number, whole
 from dfkt.cli.options import add_device, read_device
 from dfkt.config import NetworkConfig, Precision, check_rule, from_dict
-from dfkt.errors import CheckpointError, ConfigError, one_line
+from dfkt.errors import CheckpointError, ConfigError, InputError, one_line, tell
 from dfkt.store.files import Storage, readable
 from dfkt.store.origin import environment
-from dfkt.students.cost import Cost, Shape, count, fresh, measure
+from dfkt.store.study_file import STUDY_FILE
+from dfkt.students.cost import Answer, Cost, Shape, count, fresh, measure
+from dfkt.students.exported import EXPORTS, Exported, open_exported
 from dfkt.students.package import CONFIG_FILE, WEIGHTS_FILE, load_student
 from dfkt.training.optim import autocast
 from dfkt.training.threads import threads
@@ -29,9 +31,9 @@ BATCHES = (1, 64)
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """A network that is measured, and what is known of it before."""
+    """A network that is measured, and what is known of it before; an exported one takes its images on the CPU alone."""
 
-    network: nn.Module
+    network: nn.Module | Exported
     shape: Shape
     cost: Cost
 
@@ -42,8 +44,8 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         "networks",
         nargs="+",
         metavar="NAME|FOLDER",
-        help="resnetN, torchvision:NAME, timm:NAME or package.module:function; a student's folder; a study's: its teacher and "
-        "best student",
+        help="resnetN, torchvision:NAME, timm:NAME or package.module:function; a student's folder, with what it was exported to; "
+        "a study's: its teacher and best student",
     )
     group = parser.add_argument_group("networks that are named")
     group.add_argument("--image-size", type=whole, default=32, help="height and width in pixels (default: 32)")
@@ -123,13 +125,13 @@ def contenders(text: str, a: argparse.Namespace) -> list[Contender]:
     storage = Storage(text) if "/" in text or ":" not in text else None
     if storage is not None:
         with readable(storage):
-            if storage.exists("study.json"):
-                return of_study(storage)
+            if storage.exists(STUDY_FILE):
+                return of_study(storage, a.threads or 1)
             if storage.exists(CONFIG_FILE):
-                return _of_package(storage)
+                return _of_package(storage, threads=a.threads or 1)
         if "/" in text:
             raise CheckpointError(
-                f"A folder whose cost is asked for must hold a student ({CONFIG_FILE}) or a study (study.json), "
+                f"A folder whose cost is asked for must hold a student ({CONFIG_FILE}) or a study ({STUDY_FILE}), "
                 f"but {storage.path} holds neither."
             )
     shape = (a.channels, a.image_size, a.image_size)
@@ -137,21 +139,24 @@ def contenders(text: str, a: argparse.Namespace) -> list[Contender]:
 
 
 def timed(found: list[Contender], device: torch.device, precision: Precision, seconds: float) -> list[Cost]:
-    """Return the costs of some networks with the time that each takes, measured in turns.
+    """Return the costs of some networks with the time that each takes, measured in turns; exported ones on the CPU alone.
 
     Raises:
         ConfigError: If one of them takes no images of its size.
     """
-    answers = []
-    for one in found:
-        network = one.network.to(device, torch.float32, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        answers.append((network, one.shape))
+    answers: dict[int, tuple[Answer, Shape]] = {}
+    for k, one in enumerate(found):
+        if isinstance(one.network, nn.Module):
+            network = one.network.to(device, torch.float32, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            answers[k] = network, one.shape
+        elif device.type == "cpu":
+            answers[k] = one.network, one.shape
     with autocast(precision, device):
-        by_batch = {batch: measure(answers, batch, device, seconds) for batch in BATCHES}
-    return [
-        replace(one.cost, latencies={batch: times[k] for batch, times in by_batch.items()})
-        for k, one in enumerate(found)
-    ]
+        by_batch = {batch: measure([*answers.values()], batch, device, seconds) for batch in BATCHES}
+    costs = [one.cost for one in found]
+    for place, k in enumerate(answers):
+        costs[k] = replace(costs[k], latencies={batch: times[place] for batch, times in by_batch.items()})
+    return costs
 
 
 def _named(config: NetworkConfig, name: str, classes: int, shape: Shape, test: float | None = None) -> Contender:
@@ -170,8 +175,14 @@ def _named(config: NetworkConfig, name: str, classes: int, shape: Shape, test: f
     return Contender(network, shape, own)
 
 
-def _of_package(storage: Storage, teacher: Mapping[str, Any] | None = None) -> list[Contender]:
-    """Return a student, behind its teacher if it had one, or behind a given one: its network, and its accuracy."""
+def _of_package(storage: Storage, teacher: Mapping[str, Any] | None = None, *, threads: int) -> list[Contender]:
+    """Return a student and what it was exported to, behind its teacher if it had one, or behind a given one.
+
+    Args:
+        storage: The student's package.
+        teacher: Its network and its accuracy.
+        threads: For exported ones.
+    """
     student = load_student(storage, "float32")
     own, shape = student.config["dfkt"], student.input_size
     if own.get("teacher"):
@@ -182,14 +193,44 @@ def _of_package(storage: Storage, teacher: Mapping[str, Any] | None = None) -> l
         found.append(_named(config, f"teacher {config.name}", len(student.classes), shape, test))
     counts, size = count(student.network, shape), len(storage.read(WEIGHTS_FILE) or b"")
     cost = Cost(f"student {own['network']['name']}", counts.parameters, counts.macs, size, own["test_accuracy"])
-    return [*found, Contender(student.network, shape, cost)]
+    return [*found, Contender(student.network, shape, cost), *_exported(storage, own["weights"], threads)]
 
 
-def of_study(storage: Storage) -> list[Contender]:
+def _exported(storage: Storage, weights: str, threads: int) -> Iterator[Contender]:
+    """Yield what the student of a package was exported to, as far as it lies beside it; what cannot be read is told."""
+    with readable(storage):
+        names = [name for name in EXPORTS.values() if storage.exists(name)]
+    for name in names:
+        try:
+            found = open_exported(storage, name, threads)
+            if found.about["weights"] != weights:
+                raise CheckpointError(f"{storage.path}/{name} is another student's. Export this one anew.")
+            yield exported(found, name)
+        except InputError as error:
+            tell(f"left out: {error}")
+
+
+def exported(found: Exported, name: str) -> Contender:
+    """Return an exported student as it is measured."""
+    return Contender(found, found.input_size, Cost(name, size=found.size, test_accuracy=found.about["test_accuracy"]))
+
+
+def of_study(storage: Storage, threads: int) -> list[Contender]:
     """Return a study's best student, behind its teacher.
 
     Raises:
         CheckpointError: If no final run is complete, or the student is gone.
+    """
+    package, config, known = best_package(storage)
+    teacher = None if known is None else {**known, "network": config["teacher"]["network"]}
+    return _of_package(package, teacher, threads=threads)
+
+
+def best_package(storage: Storage) -> tuple[Storage, dict[str, Any], dict[str, Any] | None]:
+    """Return the folder of a study's best student, the study's configuration, and what is known of its teacher.
+
+    Raises:
+        CheckpointError: If no final run is complete.
     """
     from dfkt.analysis.figures import study_figures
     from dfkt.analysis.statistics import best_student
@@ -199,6 +240,4 @@ def of_study(storage: Storage) -> list[Contender]:
     name = best_student(study_figures({study.name: study}), study.name)
     if name is None:
         raise CheckpointError(f"A study must have a complete final run, but {storage.path} has none yet.")
-    config, known = study.meta["config"]["teacher"], study.meta.get("teacher")
-    teacher = None if known is None else {**known, "network": config["network"]}
-    return _of_package(storage.sub("students", name), teacher)
+    return storage.sub("students", name), study.meta["config"], study.meta.get("teacher")

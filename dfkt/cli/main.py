@@ -14,13 +14,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from dfkt.cli import cost, distill, doctor, report, resume, show, study, teacher
+    from dfkt.cli import cost, distill, doctor, export, predict, report, resume, show, study, teacher
 
     parser = Parser(prog="python -m dfkt", description="Compress image classifiers by dense flow.")
     parser.add_argument("--version", action="version", version=versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = {"study": study, "resume": resume, "distill": distill, "teacher": teacher, "show": show}
-    modules |= {"cost": cost, "report": report, "doctor": doctor}
+    modules = {"study": study, "resume": resume, "distill": distill, "teacher": teacher, "show": show, "cost": cost}
+    modules |= {"export": export, "predict": predict, "report": report, "doctor": doctor}
     for name, module in modules.items():
         command = commands.add_parser(name, help=module.HELP, description=f"{module.HELP}.")
         module.add_switches(command)

@@ -133,7 +133,9 @@ def _part(title: str, place: Storage, read: Study | StudyError, measuring: Measu
         why = "No time was measured, since the study is not over: its runs would share the processors."
         return Part(title, place, read, timing=why)
     try:
-        return Part(title, place, read, costs=measuring.costs(of_study(place)), timing=measuring.describe())
+        return Part(
+            title, place, read, costs=measuring.costs(of_study(place, measuring.threads)), timing=measuring.describe()
+        )
     except InputError as error:
         return Part(title, place, read, timing=f"No time was measured: {error}")
 

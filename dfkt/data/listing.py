@@ -6,7 +6,7 @@ import hashlib
 import mimetypes
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,15 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
             labels += [label] * (len(found) - len(labels))
     stamp = hashlib.sha256(repr(found).encode()).hexdigest()
     return Listing(folder, tuple(entry[0] for entry in found), tuple(labels), stamp, tuple(others))
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return all files of a folder, and of those in it, that end as images do, sorted; none is opened.
+
+    Raises:
+        DataError: If a folder cannot be read or holds itself.
+    """
+    return [folder / name for name, _ in _walk(folder, "") if name.lower().endswith(EXTENSIONS)]
 
 
 def what_is_left_out(folder: Path, listings: dict[str, Listing], classes: tuple[str, ...]) -> list[str]:
@@ -169,23 +178,28 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _scan(
-    folder: Path | str, prefix: str, others: list[str], above: tuple[str, ...] = ()
-) -> list[tuple[str, int, int]]:
+def _scan(folder: Path, prefix: str, others: list[str]) -> list[tuple[str, int, int]]:
     """Return relative path, size and modification time of the images in a folder and all below; add what else is there."""
-    place = os.path.realpath(folder)
-    if place in above:
-        raise DataError(f"A folder must not hold itself, but {shown(folder)} is a link to {shown(place)}. Remove it.")
     found: list[tuple[str, int, int]] = []
-    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
-        name = f"{prefix}/{entry.name}"
-        if _is_folder(entry):
-            found += _scan(entry.path, name, others, (*above, place))
-        elif name.lower().endswith(EXTENSIONS):
+    for name, entry in _walk(folder, f"{prefix}/"):
+        if name.lower().endswith(EXTENSIONS):
             found.append((name, *_size_and_time(entry)))
         else:
             others.append(name)
     return found
+
+
+def _walk(folder: Path | str, prefix: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield what lies in a folder and all below, and is no folder, by its relative path behind a prefix."""
+    place = os.path.realpath(folder)
+    if place in above:
+        raise DataError(f"A folder must not hold itself, but {shown(folder)} is a link to {shown(place)}. Remove it.")
+    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
+        name = f"{prefix}{entry.name}"
+        if _is_folder(entry):
+            yield from _walk(entry.path, f"{name}/", (*above, place))
+        else:
+            yield name, entry
 
 
 def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
