@@ -101,6 +101,9 @@ class _Drawn(tqdm):
 
     monitor_interval = 0  # no thread that draws what has not changed
 
+    def __del__(self) -> None:
+        """Write nothing: who drew it wipes it, and the terminal may be another's by now."""
+
     def draw(self, bar: Bar) -> None:
         """Draw it as it is now."""
         self.n, self.total = min(bar.done, bar.total), bar.total

@@ -1,5 +1,6 @@
 """How far the work is: bars on a terminal, a line a minute elsewhere."""
 
+import gc
 import threading
 
 import pytest
@@ -79,6 +80,15 @@ def test_a_terminal_that_is_gone_changes_nothing() -> None:
         progress.show(Bar("all", 0, 1, "runs done"))
     progress.clear()
     progress.close()
+
+
+def test_bars_that_nobody_wiped_write_nothing_when_they_go(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal(columns=60):
+        progress = Progress(Clock())
+        progress.show(Bar("all", 0, 1, "runs done"), [Bar("part", 0, 1, "epochs")])
+    del progress
+    gc.collect()
+    assert capsys.readouterr() == ("", "")
 
 
 def test_elsewhere_a_line_lasts_and_comes_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
