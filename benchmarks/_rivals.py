@@ -53,7 +53,11 @@ class PilImages(Dataset[tuple[Any, int]]):
     """Images in memory as a torchvision dataset gives them: PIL, then per-image transforms."""
 
     def __init__(self, data: ImageSet) -> None:
-        self.images, self.labels = data.train.images.numpy(), data.train.labels.tolist()
+        images = data.train.images
+        self.images, self.labels = (
+            (images if isinstance(images, Tensor) else images.read()).numpy(),
+            data.train.labels.tolist(),
+        )
         crop = transforms.RandomCrop(SIZE, padding=PADDING)
         steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
         self.transform = transforms.Compose(steps)

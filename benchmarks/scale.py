@@ -13,6 +13,7 @@ Target      under 0.2 s of the main process per trial, also with 10,000 stored o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import random
@@ -144,7 +145,7 @@ class Play:
         study = OpenStudy(config, self.store, Placement(), TAPS)
         self.queue = Queue([study], log=lambda line: None)
         self.recorder = Recorder(self.queue, log=lambda line: None)
-        self.recorder.line.live, self.recorder.line._write = True, lambda text: None  # type: ignore[method-assign]
+        self.recorder.progress.live = True  # bars are drawn, as on a terminal
         self.searcher, self.scheduler = QueueSearcher(self.queue), Stopping.of(self.queue)
         self.live: list[tuple[Any, Iterator[dict[str, Any]]]] = []
         self.begun = self.ended = 0
@@ -200,10 +201,11 @@ def search(config: StudyConfig, folder: Storage, at_once: int) -> tuple[Meter, i
     meter, draws = Meter(), random.Random(0)
     play = Play(config, folder, meter, draws)
     trials = config.arms[0].trials
-    while play.begun < trials:
-        play.fill(min(at_once, len(play.live) + trials - play.begun))
-        if play.begun < trials:
-            play.step()
+    with open(os.devnull, "w") as unseen, contextlib.redirect_stderr(unseen):  # where the bars go
+        while play.begun < trials:
+            play.fill(min(at_once, len(play.live) + trials - play.begun))
+            if play.begun < trials:
+                play.step()
     return meter, play.ended
 
 

@@ -106,7 +106,8 @@ def search(options: argparse.Namespace) -> Found:
     if not Path(dfkt.__file__).is_relative_to(wanted := os.environ["PYTHONPATH"]):
         raise SystemExit(f"The code of {wanted} was to be measured, but {dfkt.__file__} was imported.")
     began, folder = time.time(), Path(options.folder)
-    dfkt.study.search._sampler = lambda seed: optuna.samplers.RandomSampler(seed=seed)
+    maker = next(name for name in ("tpe", "_sampler") if hasattr(dfkt.study.search, name))  # now, and in older code
+    setattr(dfkt.study.search, maker, lambda seed: optuna.samplers.RandomSampler(seed=seed))
     ray.init = functools.partial(ray.init, num_cpus=2, include_dashboard=True, object_store_memory=200 * 2**20)
     config, placement = study_of(options)
     with tempfile.TemporaryDirectory(dir=folder) as results:
