@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import dfkt
 
 ROOT = Path(__file__).parents[1]
@@ -68,3 +70,9 @@ def test_settings_need_neither_torch_nor_ray() -> None:
 
 def test_public_names_exist() -> None:
     assert [name for name in dfkt.__all__ if not hasattr(dfkt, name)] == []
+
+
+@pytest.mark.xdist_group("kept")
+def test_several_processes_keep_the_groups_of_tests(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist 3.8 forgets them with pytest 9.2, and several Rays start at once."""
+    assert request.node.nodeid.endswith("@kept") or not request.config.getoption("loadgroup", False)

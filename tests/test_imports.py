@@ -95,3 +95,11 @@ def test_what_cannot_be_imported_is_refused_in_one_line(folder, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         import_name(text)
     assert "\n" not in str(caught.value)
+
+
+def test_a_command_imports_no_library_that_it_may_not_need():
+    script = (
+        "import sys, dfkt.cli.study, dfkt.cli.show; print({'ray', 'sklearn', 'timm', 'torchvision'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

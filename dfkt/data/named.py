@@ -1,7 +1,8 @@
 """Sets known by name: torchvision's CIFAR-10, CIFAR-100, MNIST and SVHN, and scikit-learn's bundled digits.
 
 They are read into arrays with their usual augmentation. torchvision's are downloaded when missing, by one process at a
-time; files that are already there are used without asking the network.
+time; files that are already there are used without asking the network. Both libraries are imported where a set is read: together
+they take longer than all else that a command imports.
 """
 
 from __future__ import annotations
@@ -15,14 +16,11 @@ import socket
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
-from torchvision import datasets
-from torchvision.datasets import svhn
 
 from dfkt.data.listing import shown
 from dfkt.data.locked import locked
@@ -30,13 +28,13 @@ from dfkt.data.source import Arrays, Source
 from dfkt.errors import DataError, one_line
 
 _DIGITS = tuple("0123456789")
-_TORCHVISION: dict[str, tuple[str, Callable[..., Any], int, bool]] = {
-    "cifar10": ("CIFAR-10", datasets.CIFAR10, 4, True),
-    "cifar100": ("CIFAR-100", datasets.CIFAR100, 4, True),
-    "mnist": ("MNIST", datasets.MNIST, 2, False),
-    "svhn": ("SVHN", datasets.SVHN, 4, False),
+_TORCHVISION: dict[str, tuple[str, str, int, bool]] = {
+    "cifar10": ("CIFAR-10", "CIFAR10", 4, True),
+    "cifar100": ("CIFAR-100", "CIFAR100", 4, True),
+    "mnist": ("MNIST", "MNIST", 2, False),
+    "svhn": ("SVHN", "SVHN", 4, False),
 }
-"""Title, constructor, default padding and default flip of torchvision's sets."""
+"""Title, class, default padding and default flip of torchvision's sets."""
 PATIENCE = 30.0
 """Seconds without an answer after which a download fails."""
 
@@ -95,7 +93,9 @@ def _idx_shape(path: Path) -> tuple[int, ...]:
 
 
 def _whole_svhn(root: Path) -> bool:
-    _, file, checksum = datasets.SVHN.split_list["test"]
+    from torchvision.datasets import svhn
+
+    _, file, checksum = svhn.SVHN.split_list["test"]
     with contextlib.suppress(OSError):
         return bool(svhn.check_integrity(root / file, checksum))
     return False
@@ -117,6 +117,8 @@ def _arrays(name: str, found: Any, root: Path) -> Arrays:
 
 def _read_digits() -> Arrays:
     """Return scikit-learn's 1797 grey 8x8 digits, grey values 0..16 scaled to 0..255."""
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     grey = np.floor(bunch.images * (255 / 16) + 0.5).astype(np.uint8)[..., None]
     return grey, bunch.target.astype(np.int64)
@@ -124,7 +126,10 @@ def _read_digits() -> Arrays:
 
 def _open_known(name: str, root: Path, split: str) -> Any:
     """Open one of torchvision's sets; of several processes at once only one downloads it."""
-    title, make, _, _ = _TORCHVISION[name]
+    from torchvision import datasets
+
+    title, kind, _, _ = _TORCHVISION[name]
+    make = getattr(datasets, kind)
     which: dict[str, Any] = {"split": split} if name == "svhn" else {"train": split == "train"}
     with warnings.catch_warnings():
         # CIFAR's files were pickled by a NumPy that wrote dtype flags as 0 and 1.

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from dfkt.config import NetworkConfig
@@ -36,7 +35,9 @@ _LIBRARIES = ("torchvision", "timm")
 
 def _torchvision_names() -> list[str]:
     """Return torchvision's classifiers; detection, segmentation, video and quantised networks are not among them."""
-    return list(torchvision.models.list_models(module=torchvision.models))
+    from torchvision import models  # takes seconds to import, and most networks are none of its
+
+    return list(models.list_models(module=models))
 
 
 def network_names() -> tuple[str, ...]:
@@ -137,14 +138,16 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
 
 def _from_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    from torchvision import models
+
     short = name.removeprefix("torchvision:")
     if short not in _torchvision_names():
-        if short in torchvision.models.list_models():
+        if short in models.list_models():
             raise NetworkError(f"{name} is not a classifier of single images, so it cannot be a teacher or student.")
         raise _unknown(name)
     # These two add auxiliary logits in training mode, and warn unless told how to initialise.
     extra = {"aux_logits": False, "init_weights": True} if short in ("googlenet", "inception_v3") else {}
-    network: nn.Module = torchvision.models.get_model(short, weights=None, num_classes=num_classes, **extra)
+    network: nn.Module = models.get_model(short, weights=None, num_classes=num_classes, **extra)
     if in_channels != 3:
         _replace_first_conv(network, in_channels)
     return network

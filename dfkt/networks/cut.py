@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import fx, nn
-from torchvision.models.feature_extraction import DualGraphModule
 
 from dfkt.errors import TapError
 from dfkt.networks.taps import modes_kept
@@ -93,6 +92,8 @@ def cut(network: nn.Module, names: Mapping[str, str], *, logits: bool = False) -
     keys = [*names.values(), *(["logits"] if logits else [])]
     if not keys or len(set(keys)) != len(keys):
         raise TapError(f"A cut network must return something, under keys that differ, but got keys={keys}.")
+    from torchvision.models.feature_extraction import DualGraphModule  # takes seconds to import
+
     with modes_kept(network):
         graphs = [_cut_graph(network.train(mode), names, logits) for mode in (True, False)]
     with modes_kept(network):

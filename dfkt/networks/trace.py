@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torchvision
 from torch import fx, nn
 
 from dfkt.errors import TapError, one_line
@@ -18,7 +18,8 @@ class Tracer(fx.Tracer):
     """Records what every module returned, by its path, besides the graph."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_modules=(math, torchvision.ops))  # type: ignore[arg-type]  # one module in its stub
+        ops = sys.modules.get("torchvision.ops")  # a network that calls them has imported them
+        super().__init__(autowrap_modules=(math, ops) if ops else (math,))  # type: ignore[arg-type]  # one in its stub
         self.outputs: dict[str, list[Any]] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torchvision
 from torch import Tensor, nn
 
 from dfkt.config import PRETRAINED_OWN, TeacherConfig
@@ -116,7 +115,9 @@ def _library_weights(name: str, in_channels: int) -> Weights:
 
 
 def _torchvision_weights(short: str) -> Any:
+    from torchvision import models
+
     try:
-        return torchvision.models.get_model_weights(short).DEFAULT
+        return models.get_model_weights(short).DEFAULT
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"torchvision has no weights for {short}. Give a file: --teacher-pretrained FILE.") from error

@@ -11,7 +11,7 @@ import pytest
 from small_runs import METHODS
 
 TESTS = Path(__file__).parents[1]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.xdist_group("pretended")]
 
 
 @pytest.fixture(scope="module")
