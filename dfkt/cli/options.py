@@ -148,7 +148,7 @@ def absolute_path(path: str | None) -> str | None:
         raise ConfigError("A path must not be empty.")
     if path is None:
         return None
-    found = Path(path).expanduser().absolute()
+    found = Path(os.path.expanduser(path)).absolute()
     return str(found.resolve() if ".." in found.parts else found)  # a folder counts by its name, which `..` is not
 
 

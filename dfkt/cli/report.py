@@ -71,7 +71,7 @@ def _place(out: str | None, studies: Sequence[str]) -> Path:
         if len(studies) > 1:
             raise ConfigError("A page of several folders needs a name. Give it with -o PAGE.html.")
         out = f"{Storage(studies[0]).split()[1] or 'report'}{ENDING}"
-    path = Path(out).expanduser()
+    path = Path(os.path.expanduser(out))
     if path.suffix != ENDING or path.name == ENDING:
         raise ConfigError(f"A page's name must end with {ENDING}, but got {out!r}.")
     if not path.parent.is_dir():

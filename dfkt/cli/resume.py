@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +114,7 @@ def read_config(store: StudyStore) -> StudyConfig:
             f"Rename {folder} to {config.name}."
         )
     checkpoint = config.teacher.checkpoint
-    gone = checkpoint is not None and not Path(checkpoint).expanduser().exists()
+    gone = checkpoint is not None and not Path(os.path.expanduser(checkpoint)).exists()
     if gone and storage.is_local and storage.exists(WEIGHTS_FILE) and has_begun(storage):
         own = storage.sub(WEIGHTS_FILE).path
         return replace(config, teacher=replace(config.teacher, checkpoint=own))

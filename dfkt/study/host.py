@@ -181,8 +181,8 @@ def find_data(name: str, root: str) -> Data:
         root: Where torchvision's sets are kept.
     """
     if name in KNOWN_SETS:
-        return Data(there=name == "digits" or (Path(root).expanduser() / DOWNLOADED[name]).exists())
-    folder = Path(name).expanduser()
+        return Data(there=name == "digits" or (Path(os.path.expanduser(root)) / DOWNLOADED[name]).exists())
+    folder = Path(os.path.expanduser(name))
     try:
         classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         for path in folder.joinpath(classes[0]).rglob("*") if classes else ():
@@ -233,6 +233,6 @@ def _resolved(name: str) -> str:
 
 def _space(folder: str) -> tuple[int, int]:
     """Return bytes free and in all where a folder lies, or would lie."""
-    path = Path(folder).expanduser().absolute()
+    path = Path(os.path.expanduser(folder)).absolute()
     space = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists()))
     return space.free, space.total

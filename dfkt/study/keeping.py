@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def check_root(placement: Placement) -> None:
     remedy = "Name another with --target-root, or switch them off with --keep-targets 0."
     if "://" in placement.target_root:
         raise StudyError(f"Targets must be kept on each host's own disk, but got {placement.target_root}. {remedy}")
-    root = Storage(Path(placement.target_root).expanduser())
+    root = Storage(Path(os.path.expanduser(placement.target_root)))
     with tidied(root.path):
         try:
             root.check_writable()
@@ -100,4 +101,4 @@ def _study_name(config: StudyConfig, folder: str) -> str:
 
 
 def _delete(folder: str) -> None:
-    delete_kept(Path(folder).expanduser())
+    delete_kept(Path(os.path.expanduser(folder)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class Keeping:
     @property
     def folder(self) -> Path:
         """The study's folder."""
-        return Path(self.root).expanduser() / self.study
+        return Path(os.path.expanduser(self.root)) / self.study
 
 
 class Targets:
@@ -85,7 +86,7 @@ class Targets:
         self.pairs: tuple[FlowPair, ...] = ()
         if keeping is not None and teacher is not None:
             folder = keeping.folder / _set_key(teacher, data, config, group)
-            self.kept = KeptSet(Path(keeping.root).expanduser(), folder, keeping.budget)
+            self.kept = KeptSet(Path(os.path.expanduser(keeping.root)), folder, keeping.budget)
             if matched and numbers_per_image(keeping.pairs, [teacher.taps[m] for m in matched]) <= MOST_NUMBERS:
                 self.pairs = keeping.pairs
         self.names = {p: " ".join(teacher.taps[matched[tap]].name for tap in p) for p in self.pairs if teacher}

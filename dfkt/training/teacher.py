@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -160,7 +161,7 @@ def read_own(config: TeacherConfig, data: ImageSet) -> nn.Module:
         ConfigError: If its mean or std does not fit the images' channels.
     """
     renormalise(config, data, config.train.precision)
-    path = str(Path(str(config.checkpoint)).expanduser())
+    path = str(Path(os.path.expanduser(str(config.checkpoint))))
     network = _build(config, data)
     what = f"{config.network.name} for {data.num_classes} classes and {data.channels} channels"
     load_weights(network, read_weights(path), path, what, REMEDY)
@@ -201,7 +202,7 @@ def _try(config: TeacherConfig, data: ImageSet, network: nn.Module, *, learns: b
 def _trained(config: TeacherConfig, data: ImageSet, placement: Placement, log: Log) -> Teacher:
     """Return the teacher that this machine has trained by the recipe, trained now if there is none or it is damaged."""
     name = config.network.name.replace(":", "_")
-    storage = Storage(Path(placement.teacher_root).expanduser() / f"{name}-{recipe_key(config, data)}")
+    storage = Storage(Path(os.path.expanduser(placement.teacher_root)) / f"{name}-{recipe_key(config, data)}")
     if not storage.exists(WEIGHTS_FILE):
         _try(config, data, _begun(config, data), learns=True)
     storage.check_writable()

@@ -148,6 +148,17 @@ def test_any_value_of_any_switch_runs_or_is_refused_in_one_line(
     assert list(empty.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", MODULES)
+@pytest.mark.parametrize(
+    "switch", ["data", "data-root", "results", "teacher-root", "target-root", "teacher-checkpoint"]
+)
+def test_the_home_of_a_user_who_is_not_there_is_a_folder_like_others(
+    command: str, switch: str, empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if f"--{switch}" in switches_of(command):
+        refuses_or_plans(command, [f"--{switch}=~nobody-of-that-name/x"], capsys)
+
+
 def test_a_dry_run_says_what_would_be_trained_and_leaves_nothing(
     empty: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
