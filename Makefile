@@ -1,12 +1,12 @@
 # make study   installs and runs the study on scikit-learn's digits     make test   installs and tests
 # make check   linters, layers, type checker                            make bench  every benchmark at its smallest size
-# make faults  ten kills, and a study over two hosts, where the machine allows them
-# make gpu     tests and times a GPU; installs nothing     make clean  removes the environment and results/
+# make hosts   a study over two hosts, where the machine allows them    make kills  ten kills of a study
+# make gpu     tests and times a GPU; installs nothing                  make clean  removes the environment and results/
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install study test faults check bench gpu clean
+.PHONY: install study test hosts kills check bench gpu clean
 
 install: $(VENV)/.installed
 
@@ -22,9 +22,12 @@ study: install
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
-# Minutes of killing what runs, and of two hosts that are played by namespaces (as root, with sshd and rsync; else skipped).
-faults: install
-	DFKT_FAULTS=1 $(BIN)/python -m pytest tests/faults/test_kills.py tests/cluster
+# Minutes each. The hosts are played by namespaces (as root, with sshd and rsync; else skipped).
+hosts: install
+	DFKT_FAULTS=1 $(BIN)/python -m pytest tests/cluster
+
+kills: install
+	DFKT_FAULTS=1 $(BIN)/python -m pytest tests/faults/test_kills.py
 
 check: install
 	$(BIN)/ruff check .
@@ -38,7 +41,7 @@ bench: install
 	$(BIN)/python benchmarks/flow_step.py --steps 1 --repeats 1
 	$(BIN)/python benchmarks/store.py --trials 64
 	$(BIN)/python benchmarks/overhead.py --trials 6
-	$(BIN)/python benchmarks/growing.py --machines 2 --trials 3 --epochs 12
+	$(BIN)/python benchmarks/growing.py --machines 1 --trials 2 --epochs 3
 	$(BIN)/python benchmarks/scale.py --trials 60 --at-once 10 --epochs 5
 	$(BIN)/python benchmarks/study.py --trials 2 --epochs 9 --images 300 --precision float32
 	$(BIN)/python benchmarks/study.py --profile --epochs 5 --images 300 --precision float32
