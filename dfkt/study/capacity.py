@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 import yaml
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from dfkt.config import check_rule, is_finite
 from dfkt.errors import ConfigError, RunError, one_line
@@ -130,20 +130,31 @@ def await_machines(workers: Workers, seconds: float, log: Log = print) -> None:
 
 
 @contextlib.contextmanager
-def asked_for(workers: Workers, counts: Sequence[int]) -> Iterator[list[PlacementGroup]]:
+def asked_for(workers: Workers, counts: Sequence[int], name: str = "") -> Iterator[list[PlacementGroup]]:
     """Ask the cluster for so many workers together, while the context lasts; an autoscaler sees what is not there yet.
 
     Args:
         workers: What one of them takes.
         counts: A placement group for each.
+        name: By which :func:`withdraw` finds them: those of a process that was killed outlive it.
     """
-    groups = [placement_group([workers.resources] * count, strategy=workers.strategy) for count in counts]
+    groups = [
+        placement_group([workers.resources] * count, strategy=workers.strategy, name=f"{name} +{k}" if name else "")
+        for k, count in enumerate(counts)
+    ]
     try:
         yield groups
     finally:
         for group in groups:
             with contextlib.suppress(Exception):  # the cluster may have gone meanwhile
                 remove_placement_group(group)
+
+
+def withdraw(name: str) -> None:
+    """Take back what was asked for under a name, by whichever process."""
+    for key, row in placement_group_table().items():
+        if row["name"].startswith(f"{name} +") and row["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key))))
 
 
 def _none_came(workers: Workers, seconds: float) -> str:

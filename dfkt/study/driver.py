@@ -113,6 +113,11 @@ class Run:
         """A name that is the same whenever the run is taken up again."""
         return f"{self.arm}-{self.kind}-{self.number:05d}"
 
+    @property
+    def unique_name(self) -> str:
+        """A name that no other run of the queue has."""
+        return f"{self.study}/{self.folder_name}"
+
 
 @dataclass(frozen=True)
 class Driver:

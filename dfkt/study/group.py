@@ -1,10 +1,11 @@
 """A run on a group of Ray Train's workers: data-parallel, over one machine or several, fewer or more as machines come and go.
 
-Where the number of workers may change, a group starts with what the cluster has free, and asks it for the rest by placement
-groups of one worker each. When one of these is there, the workers end at the next checkpoint and a larger group goes on; when a
-machine was lost, Tune starts the run again, with what is left. A batch is shared out among the workers that are there, so the
-result stays what one worker gives, within rounding. (Ray Train's own elastic groups reserve their workers elsewhere: those of
-a trial that was stopped early stay reserved for three minutes, and the next one waits for them.)
+Where the number of workers may change, a group starts with what the cluster has free. Its first worker then asks for the rest, by
+placement groups of one worker each: asked for before, they would take the place of the group itself. When one of these is there,
+the workers end at the next checkpoint and a larger group goes on; when a machine was lost, Tune starts the run again, with what
+is left. A batch is shared out among the workers that are there, so the result stays what one worker gives, within rounding. (Ray
+Train's own elastic groups reserve their workers elsewhere: those of a trial that was stopped early stay reserved for three
+minutes, and the next one waits for them.)
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.placement_group import PlacementGroup
 
 from dfkt.store.files import Storage
-from dfkt.study.capacity import asked_for
+from dfkt.study.capacity import asked_for, withdraw
 from dfkt.study.cluster import NETWORK_INTERFACE
 from dfkt.study.driver import Run, Workers, warned
 from dfkt.study.failures import CodeError, code_error, may_pass
@@ -56,15 +57,15 @@ def run_group(run: Run, workers: Workers, max_failures: int, patience: float) ->
     """
     if workers.most == workers.count:
         _set_up_train(patience)
-        _train(run, workers, max_failures, [])
+        _train(run, workers, max_failures, missing=0)
         return
     _set_up_train(FREE_SECONDS)
     failures, over = 0, False
     while not over:
+        withdraw(run.unique_name)  # a worker that was killed could not
         count = _count_free(workers, patience)
         try:
-            with asked_for(workers, [1] * (workers.most - count)) as more:
-                over = _train(run, replace(workers, count=count), 0, more)
+            over = _train(run, replace(workers, count=count), 0, missing=workers.most - count)
         except ray.train.ControllerError:  # a machine was lost before all workers had begun: there may be fewer now
             failures += 1
             if failures > max_failures:
@@ -94,11 +95,11 @@ def _is_there(group: PlacementGroup) -> bool:
     return bool(group.wait(timeout_seconds=0.01))
 
 
-def _train(run: Run, workers: Workers, max_failures: int, more: list[PlacementGroup]) -> bool:
+def _train(run: Run, workers: Workers, max_failures: int, *, missing: int) -> bool:
     """Train on a group; return whether the run is over, or makes room for a larger one."""
     trainer = ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config={"job": run.job, "more": more},
+        train_loop_config={"job": run.job, "workers": workers, "missing": missing, "name": run.unique_name},
         torch_config=_Torch(backend=None if workers.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
@@ -164,10 +165,12 @@ def _work(settings: dict[str, Any]) -> bool:
     context = ray.train.get_context()
     job = replace(job, placement=replace(job.placement, device=device))
     group = Group(context.get_world_rank(), context.get_world_size())
-    more: list[PlacementGroup] = settings["more"]
-    yields = partial(_agree, group, torch.device(device), partial(_has_come, more, time.monotonic())) if more else None
+    missing: int = settings["missing"]
     try:
-        return run_job(job, _report, group, warned=warned, yields=yields)
+        with asked_for(settings["workers"], [1] * missing if group.rank == 0 else [], settings["name"]) as more:
+            come = partial(_has_come, more, time.monotonic())
+            yields = partial(_agree, group, torch.device(device), come) if missing else None
+            return run_job(job, _report, group, warned=warned, yields=yields)
     except Exception as error:
         raise (error if may_pass(error) else CodeError.of(error)) from None
 

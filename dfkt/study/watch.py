@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from dfkt.errors import RunError
-from dfkt.study.capacity import Capacity, autoscaler_says
+from dfkt.study.capacity import Capacity, autoscaler_says, withdraw
 from dfkt.study.driver import Run
 from dfkt.study.queue import Queue
 from dfkt.study.recorder import ending
@@ -77,8 +78,11 @@ class Watch(tune.Callback):
         self.heard[trial.trial_id] = (trial, self.clock())
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note that a run's process ended, in whatever way."""
+        """Note that a run's process ended, in whatever way; what it asked the cluster for is taken back."""
         self.heard.pop(trial.trial_id, None)
+        if self.capacity.workers.most > self.capacity.workers.count:
+            with contextlib.suppress(Exception):  # the cluster may have gone
+                withdraw(trial.config["run"].unique_name)
 
     on_trial_result = on_trial_start
     on_trial_error = on_trial_recover = on_trial_complete

@@ -58,8 +58,8 @@ def test_trials_and_final_runs_take_the_same_workers_and_the_same_batch(runs: li
 class Asked:
     """A placement group that was asked for."""
 
-    def __init__(self, bundles: list[Any], strategy: str = "PACK") -> None:
-        self.bundles, self.strategy, self.there, self.removed = bundles, strategy, True, False
+    def __init__(self, bundles: list[Any], strategy: str = "PACK", name: str = "") -> None:
+        self.bundles, self.strategy, self.name, self.there, self.removed = bundles, strategy, name, True, False
 
     def wait(self, timeout_seconds: float) -> bool:
         """Whether it is there."""
@@ -71,8 +71,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A cluster with some free machines, and what it is asked for."""
     found = SimpleNamespace(groups=[], free=3)
 
-    def ask(bundles: list[Any], strategy: str = "PACK") -> Asked:
-        group = Asked(bundles, strategy)
+    def ask(bundles: list[Any], strategy: str = "PACK", name: str = "") -> Asked:
+        group = Asked(bundles, strategy, name)
         group.there = sum(len(g.bundles) for g in (*found.groups, group) if not g.removed) <= found.free
         found.groups.append(group)
         return group
@@ -80,6 +80,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(capacity_module, "placement_group", ask)
     monkeypatch.setattr(capacity_module, "remove_placement_group", lambda group: setattr(group, "removed", True))
     monkeypatch.setattr(group_module, "SETTLED", 0.3)
+    monkeypatch.setattr(group_module, "withdraw", lambda name: None, raising=False)
     return found
 
 
@@ -98,20 +99,16 @@ def test_a_group_that_may_change_starts_with_what_is_free_and_asks_for_the_rest(
 ) -> None:
     Driver(Workers(2, 1, 0, up_to=8), 1)(runs[0])
     assert made[0]["scaling_config"].num_workers == 3
-    assert [len(group.bundles) for group in asked.groups] == [
-        2,
-        *[1] * 6,
-        *[1] * 5,
-    ]  # who is free, then what is missing
-    assert made[0]["train_loop_config"]["more"] == asked.groups[7:]
-    assert all(group.removed for group in asked.groups)
+    assert [len(group.bundles) for group in asked.groups] == [2, *[1] * 6]
+    assert all(group.removed for group in asked.groups)  # what was asked for before the workers would take their place
+    assert made[0]["train_loop_config"]["missing"] == 5
     assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "120"
 
     asked.groups.clear()
     asked.free += 9
     Driver(Workers(2, 1, 0, up_to=8), 1)(runs[0])
     assert made[1]["scaling_config"].num_workers == 8
-    assert made[1]["train_loop_config"]["more"] == []
+    assert made[1]["train_loop_config"]["missing"] == 0
 
 
 def test_a_group_that_made_room_goes_on_with_more(
@@ -220,6 +217,52 @@ def test_a_worker_of_a_group_does_its_share_on_the_device_it_is_given(
     job = runs[0].job
     for device in ("cpu", "cuda"):
         placed = replace(job, placement=replace(job.placement, device=device))
-        assert group_module._work({"job": placed, "more": []}) == {"warned": warned, "yields": None}
+        given = {"job": placed, "workers": Workers(2, 1, 0), "missing": 0, "name": "a run"}
+        assert group_module._work(given) == {"warned": warned, "yields": None}
     assert [done.placement.device for done, _ in seen] == ["cpu", "cuda:1"]
     assert [(group.rank, group.world) for _, group in seen] == [(1, 2)] * 2
+
+
+def test_the_first_worker_asks_for_those_that_are_missing_while_it_trains_and_all_heed_its_answer(
+    runs: list[Run], asked: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[int] = []
+
+    def train(job: Any, report: Any, group: Any, *, yields: Any, **more: Any) -> bool:
+        there.append(sum(not one.removed for one in asked.groups))
+        return yields is not None
+
+    monkeypatch.setattr(group_module, "run_job", train)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: "cpu")
+    for rank in range(2):
+        context = SimpleNamespace(get_world_rank=lambda rank=rank: rank, get_world_size=lambda: 2)
+        monkeypatch.setattr(ray.train, "get_context", lambda context=context: context)
+        given = {"job": runs[0].job, "workers": Workers(2, 1, 0, up_to=5), "missing": 3, "name": "a run"}
+        assert group_module._work(given)
+    assert there == [3, 0]
+    assert [group.name for group in asked.groups] == ["a run +0", "a run +1", "a run +2"]
+    assert all(group.removed for group in asked.groups)
+
+
+def test_what_a_killed_worker_asked_for_is_withdrawn_before_its_run_starts_again(
+    runs: list[Run], made: list[Given], asked: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[str] = []
+    monkeypatch.setattr(group_module, "withdraw", gone.append)
+    Driver(Workers(2, 1, 0, up_to=8), 1)(runs[0])
+    assert gone == [runs[0].unique_name] == [made[0]["train_loop_config"]["name"]]
+
+
+def test_only_what_was_asked_for_under_a_name_is_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {
+        f"{number:036x}": {"name": name, "state": state}
+        for number, (name, state) in enumerate(
+            [("s/a-trial-00001 +0", "PENDING"), ("s/a-trial-00001 +1", "REMOVED"), ("s/a-trial-000012 +0", "PENDING"),
+             ("s/a-trial-00001 +2", "CREATED"), ("", "CREATED")]
+        )
+    }  # fmt: skip
+    gone: list[str] = []
+    monkeypatch.setattr(capacity_module, "placement_group_table", lambda: rows)
+    monkeypatch.setattr(capacity_module, "remove_placement_group", lambda group: gone.append(group.id.hex()))
+    capacity_module.withdraw("s/a-trial-00001")
+    assert gone == [f"{number:036x}" for number in (0, 3)]
