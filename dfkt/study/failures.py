@@ -22,6 +22,7 @@ ERRORS_FILE = "errors.txt"
 KEPT_BYTES = 2**20
 DIED = "its process died (killed, or out of memory)"
 LOST = "its machine was lost"
+PARTED = "a worker of its group lost the connection to another one"
 PASSING = tuple(
     kind
     for kind in (
@@ -34,7 +35,8 @@ PASSING = tuple(
     if kind is not None
 )
 PASSING_PACKAGES = {"ray", "pyarrow"}
-PASSING_WORDS = ("gloo", "nccl", "cuda error", "connection closed by peer", "connection reset by peer")
+PEER_WORDS = ("connection closed by peer", "connection reset by peer")
+PASSING_WORDS = ("gloo", "nccl", "cuda error", *PEER_WORDS)
 INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -88,6 +90,8 @@ def reason(error: BaseException | None) -> str:
         return "Ray ended its process, because its machine ran out of memory"
     if isinstance(error, RayActorError):
         return _death(error)
+    if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in PEER_WORDS):
+        return PARTED  # gloo says it in 300 characters, of which none helps a user
     return one_line(error)
 
 
