@@ -42,8 +42,8 @@ class Progress:
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.done >= self.total
+        """Whether nothing is left to do, and nothing runs."""
+        return self.done >= self.total and not self.begun
 
     def describe(self) -> str:
         """Return it in a sentence."""
@@ -69,7 +69,8 @@ def progress(study: Study, now: datetime) -> Progress:
     begun = pd.concat([rows[rows.state == "RUNNING"] for rows in _tables(study).values()])
     begun = begun[begun.ended.isna()]  # a final run that was given up has ended, and is still to be done
     rest, most, done = {"trial": 0, "whole": 0}, 0.0, 0
-    for arm in config["arms"]:
+    asked = study.meta["sessions"][-1].get("arms") if study.meta.get("sessions") else None
+    for arm in (arm for arm in config["arms"] if asked is None or arm["name"] in asked):
         mine = {kind: rows[rows.arm == arm["name"]] for kind, rows in ended.items()}
         left = _left(arm, config, states.get(arm["name"], {}), mine)
         here = sum(map(len, mine.values()))

@@ -49,6 +49,7 @@ class Verdict:
     ahead: tuple[str, ...]
     behind: tuple[str, ...]
     level: tuple[str, ...]
+    apart: tuple[str, ...]
 
 
 def judge(figures: Figures, setting: str) -> Verdict | None:
@@ -59,8 +60,9 @@ def judge(figures: Figures, setting: str) -> Verdict | None:
         return None
     mine = table[table.arm == best].iloc[0]
     others = table[table.arm != best].sort_values("val_mean", ascending=False)
-    held = len(others) and pd.notna(others.iloc[0].difference)
-    second, rest = (others.iloc[0] if held else mine), others.iloc[1:] if held else others
+    apart, others = others[others.difference.isna()], others[others.difference.notna()]
+    held = bool(len(others))
+    second, rest = (others.iloc[0] if held else mine), others.iloc[1:]
     shown = rest[rest.p < SURE]
     return Verdict(
         best=str(best),
@@ -75,6 +77,7 @@ def judge(figures: Figures, setting: str) -> Verdict | None:
         ahead=tuple(shown.arm[shown.difference > 0]),
         behind=tuple(shown.arm[shown.difference < 0]),
         level=tuple(rest.arm[~rest.arm.isin(shown.arm)]),
+        apart=tuple(apart.arm),
     )
 
 
@@ -152,6 +155,7 @@ def _others(found: Verdict) -> str:
         ("it is ahead of", found.ahead),
         ("it is behind", found.behind),
         ("no difference is shown to", found.level),
+        ("it has no seed in common with", found.apart),
     )
     return "".join(f"; {word} {', '.join(arms)}" for word, arms in words if arms)
 

@@ -19,7 +19,7 @@ from dfkt.config import KNOWN_SETS, DataConfig, Placement, check_rule, from_dict
 from dfkt.data.image_set import ImageSet, Split
 from dfkt.data.load import load_data, load_test
 from dfkt.data.mapped import Rows
-from dfkt.errors import ConfigError, DataError
+from dfkt.errors import ConfigError, DataError, is_full, one_line, storage_error
 from dfkt.store.files import Storage, readable
 from dfkt.store.study_file import STUDY_FILE
 from dfkt.students.cost import Cost, count
@@ -77,8 +77,10 @@ def run(a: argparse.Namespace) -> int:
         try:
             place.write(name, data)
         except OSError as error:
+            if is_full(error):
+                raise storage_error(error, place.path) from error
             raise ConfigError(
-                f"{place.path} must be writable, but is not: {error.strerror}. Name a file with -o."
+                f"{place.path} must be writable, but is not: {one_line(error)}. Name a file with -o."
             ) from error
     table = cost_cells(measuring.costs(rows))
     say(f"{text_table(table)}\n\n{column_notes(['MACs'])}")

@@ -13,7 +13,7 @@ from dfkt.cli.export import find_student
 from dfkt.cli.numbers import whole
 from dfkt.config import check_rule
 from dfkt.data.listing import shown
-from dfkt.errors import ConfigError, RunError, tell
+from dfkt.errors import ConfigError, RunError, one_line, tell
 from dfkt.store.answers import ENDINGS as TABLES
 from dfkt.store.answers import table_bytes
 from dfkt.store.files import Storage
@@ -45,6 +45,7 @@ def run(a: argparse.Namespace) -> int:
     if a.out is not None:
         check_rule(a.out.endswith(TABLES), f"the table ends in {' or '.join(TABLES)}", out=a.out)
         place, name = Storage(a.out).split()
+        check_rule(name not in TABLES, "the table has a name before its ending", out=a.out)
         if place.is_local and not Path(place.path).is_dir():
             raise ConfigError(f"The folder of the table must exist, but {place.path} does not.")
     paths = find_images(a.images)
@@ -64,7 +65,7 @@ def run(a: argparse.Namespace) -> int:
         try:
             place.write(name, table_bytes(pd.DataFrame(rows), Path(name).suffix))
         except OSError as error:
-            raise RunError(f"The table must be writable, but {a.out} is not: {error.strerror}.") from error
+            raise RunError(f"The table must be writable, but {a.out} is not: {one_line(error)}.") from error
     if failed:
         tell(f"{failed} of {len(paths)} images could not be read")
     return EXIT_FAILED if failed else 0
@@ -80,7 +81,7 @@ def _opened(text: str, given: int) -> Student | Exported:
 
 def _row(answer: Answer) -> dict[str, Any]:
     """Return a row of the table: ``path``, ``class``, ``probability``, ``class_2``, ``probability_2``, …"""
-    row: dict[str, Any] = {"path": str(answer.path)}
+    row: dict[str, Any] = {"path": str(answer.path).encode(errors="backslashreplace").decode()}
     for rank, (name, share) in enumerate(zip(answer.classes, answer.probabilities, strict=True), 1):
         end = "" if rank == 1 else f"_{rank}"
         row |= {f"class{end}": name, f"probability{end}": share}

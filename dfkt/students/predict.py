@@ -50,7 +50,7 @@ def find_images(places: Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     for place in (Path(os.path.expanduser(place)) for place in places):
-        found += images_below(place) if place.is_dir() else [place]
+        found += images_below(place) if os.path.isdir(place) else [place]
     if not any(os.path.lexists(path) for path in found):
         named = shown(found[0] if found else places[0])
         what = "there is no such file" if found else "that folder has none"
@@ -77,8 +77,8 @@ def predict(student: Student | Exported, paths: Sequence[Path], top: int = 5) ->
 
     def decode(path: Path) -> NDArray[np.uint8] | DataError:
         try:
-            if not path.is_file():  # a pipe would be waited for
-                raise unreadable(path, ValueError("no file" if path.exists() else "there is none"))
+            if not os.path.isfile(path):  # a pipe would be waited for
+                raise unreadable(path, ValueError("no file" if os.path.exists(path) else "there is none"))
             return decode_image(path, size=height, channels=channels)
         except DataError as error:
             return error

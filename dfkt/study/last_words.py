@@ -58,8 +58,12 @@ def _listens(path: str) -> bool:
 
 
 def _wait(line: str) -> None:
-    told = sys.stdin.read().split("\n")[:-1]  # until all who could write have ended
-    if told and told[-1] != OVER and not _listens(told[0]):
+    told = []
+    for text in sys.stdin:  # until all who could write have ended, or it is over: a child of theirs may live on
+        told.append(text.rstrip("\n"))
+        if told[-1] == OVER:
+            return
+    if told and not _listens(told[0]):
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)
 

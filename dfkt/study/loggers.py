@@ -128,6 +128,8 @@ class Logger(tune.Callback):
         if self.failed:
             return
         try:
+            if (uri := getattr(self.inner, "tracking_uri", None)) is not None:
+                importlib.import_module("mlflow").set_tracking_uri(uri)  # one for the process; every study has its own
             call(*given, **named)
         except Exception as error:  # a tracker is no reason to end a study
             self.failed = True

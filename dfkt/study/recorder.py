@@ -139,8 +139,11 @@ class Recorder(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Payload, **info: Any) -> None:
         """Keep what a run reports until it ends."""
         run: Run = trial.config["run"]
+        made = {record["index"]: record for record in result.get("records", ())}
+        if 0 in made:  # begun again: all that its checkpoint had, which may be less than was reported before
+            self.records[run.id] = {}
         kept = self.records.setdefault(run.id, {})
-        kept |= {record["index"]: record for record in result.get("records", ())}
+        kept |= made
         self.payloads[run.id] = self.payloads.get(run.id, {}) | result
         search = self.queue.arm_of(run).search
         accuracy = result.get(JUDGED, result.get(METRIC))

@@ -90,3 +90,24 @@ def test_a_study_is_over_when_its_present_final_runs_are_done(tmp_path: Path) ->
     skipped = Arm("dfkt", trials=[("FAIL", None)], planned=1, skipped="no trial was completed")
     write_study(tmp_path / "b", [replace(skipped)])
     assert seen(tmp_path / "b", 0).over
+
+
+def test_a_study_in_which_something_runs_is_not_over(tmp_path: Path) -> None:
+    store = write_study(tmp_path / "s", (Arm("dfkt", planned=1),))
+    save(store, 0, "COMPLETE", 0, 10)
+    for number in range(5):
+        save(store, number, "COMPLETE", 10, 20, "final", seed=number + 1)
+    assert seen(tmp_path / "s", 30).over
+    save(store, 0, "RUNNING", 20, None, "confirmation")
+    assert not seen(tmp_path / "s", 30).over
+
+
+def test_arms_that_the_last_command_did_not_name_are_not_waited_for(tmp_path: Path) -> None:
+    store = write_study(tmp_path / "s", (Arm("dfkt", planned=1), Arm("kd")))
+    save(store, 0, "COMPLETE", 0, 10)
+    for number in range(5):
+        save(store, number, "COMPLETE", 10, 20, "final", seed=number + 1)
+    assert not seen(tmp_path / "s", 30).over
+    sessions = store.meta["sessions"]
+    store.update_meta(sessions=[*sessions, sessions[-1] | {"arms": ["dfkt"]}])
+    assert seen(tmp_path / "s", 30).over

@@ -90,3 +90,15 @@ def test_ablations_are_not_judged(tmp_path: Path) -> None:
     found = judge(study_figures({"blobs": read_study(tmp_path / "made")}), "blobs")
     assert found is not None
     assert (found.best, found.rival) == ("dfkt", None)
+
+
+def test_an_arm_that_shares_no_seed_with_the_best_is_not_compared(tmp_path: Path) -> None:
+    apart, scratch = Arm("kd", {4: 0.92}, LOW), Arm("scratch", {1: 0.80, 2: 0.809, 3: 0.82}, LEAST)
+    text = said(tmp_path, apart, scratch, BEST)
+    assert text.startswith("dfkt is ahead: the best by val")
+    assert "to scratch, the next by val" in text
+    assert text.endswith("; it has no seed in common with kd.")
+    alone = said(tmp_path / "alone", apart, BEST)
+    assert alone.startswith(
+        "Nothing stands beside dfkt, which has 91.00 % on test over 3 seeds; it has no seed in common"
+    )

@@ -1,5 +1,6 @@
 """``predict`` gives the same answers from a student's folder and from its file, and goes on behind what is broken."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -73,6 +74,13 @@ def test_a_broken_file_is_named_and_the_rest_goes_on(student: Path, capsys: pyte
     assert last == "2 of 4 images could not be read"
 
 
+def test_names_that_are_no_text_or_too_long_stop_nothing(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.rename(b"images/1.png", b"images/caf\xe9.png")
+    assert main(["predict", "student", "images", "x" * 300 + ".png", "--out", "a.csv"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "1 of 4 images could not be read"
+    assert [Path(path).name for path in pd.read_csv("a.csv").path] == ["0.png", "2.png", "caf\\udce9.png"]
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -80,6 +88,7 @@ def test_a_broken_file_is_named_and_the_rest_goes_on(student: Path, capsys: pyte
         (["student", "nowhere.png"], "there is no such file"),
         (["student", "images", "--out", "a.xlsx"], "the table ends in .parquet or .csv"),
         (["student", "images", "--out", "none/a.csv"], "must exist, but"),
+        (["student", "images", "--out", ".csv"], "the table has a name before its ending"),
         (["student", "images", "--top", "0"], "top >= 1"),
         (["nowhere", "images"], "has no config.json"),
         (["nowhere.onnx", "images"], "there is none at"),

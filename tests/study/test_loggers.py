@@ -139,3 +139,24 @@ def test_what_cannot_be_told_is_refused_before_any_work(tmp_path: Path, monkeypa
     monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(ConfigError, match="`--log mlflow` needs a package that is missing: pip install mlflow"):
         check_loggers(["mlflow"], here)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_each_of_several_studies_has_its_own_runs_in_mlflow(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    runs = [Played(tmp_path, toy(name, arm("scratch"), seeds=1)) for name in ("a", "b")]
+    loggers = make_loggers(["mlflow"], [study for run in runs for study in run.queue.studies], said.append)
+    for logger in loggers:
+        logger.setup()
+    for run in runs:
+        tell(loggers, run.ask())
+    import mlflow
+
+    for name in ("a", "b"):
+        client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/{name}/mlflow.db")
+        experiments = {one.name: client.search_runs([one.experiment_id]) for one in client.search_experiments()}
+        assert {kind: len(found) for kind, found in experiments.items()} == {"Default": 0, name: 1}
+    assert said == []

@@ -213,6 +213,17 @@ def test_a_restart_adds_an_attempt_and_its_records_replace_those_of_the_same_ind
     ]  # fmt: skip
 
 
+def test_records_that_a_restart_has_not_are_gone(run: Played) -> None:
+    trial = run.ask()
+    for index in range(3):
+        run.report(trial, payload(record(index, 0.1 * (index + 1))))
+    run.start(trial)  # from a checkpoint of the first epoch
+    run.report(trial, payload(record(0, 0.1)))
+    run.report(trial, payload(record(1, 0.5), complete=True))
+    run.complete(trial, {})
+    assert [r["index"] for r in run.store().trial_epochs("dfkt", 0)] == [0, 1]
+
+
 def test_after_a_kill_of_the_main_process_attempts_count_on_and_epochs_are_complete(tmp_path: Path) -> None:
     config = toy("s", arm("scratch", 1), seeds=1)
     for attempt in (1, 2):  # killed twice: in a trial, then in a final run
