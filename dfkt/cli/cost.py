@@ -18,6 +18,7 @@ from dfkt.errors import CheckpointError, ConfigError, InputError, one_line, tell
 from dfkt.store.files import Storage, readable
 from dfkt.store.origin import environment
 from dfkt.store.study_file import STUDY_FILE
+from dfkt.store.study_store import Study, read_study
 from dfkt.students.cost import Answer, Cost, Shape, count, fresh, measure
 from dfkt.students.exported import EXPORTS, Exported, open_exported
 from dfkt.students.package import CONFIG_FILE, WEIGHTS_FILE, load_student
@@ -221,23 +222,23 @@ def of_study(storage: Storage, threads: int) -> list[Contender]:
     Raises:
         CheckpointError: If no final run is complete, or the student is gone.
     """
-    package, config, known = best_package(storage)
+    package, study = best_package(storage)
+    config, known = study.meta["config"], study.meta.get("teacher")
     teacher = None if known is None else {**known, "network": config["teacher"]["network"]}
     return _of_package(package, teacher, threads=threads)
 
 
-def best_package(storage: Storage) -> tuple[Storage, dict[str, Any], dict[str, Any] | None]:
-    """Return the folder of a study's best student, the study's configuration, and what is known of its teacher.
+def best_package(storage: Storage) -> tuple[Storage, Study]:
+    """Return the folder of a study's best student, and the study.
 
     Raises:
         CheckpointError: If no final run is complete.
     """
     from dfkt.analysis.figures import study_figures
     from dfkt.analysis.statistics import best_student
-    from dfkt.store.study_store import read_study
 
     study = read_study(storage, "config")
     name = best_student(study_figures({study.name: study}), study.name)
     if name is None:
         raise CheckpointError(f"A study must have a complete final run, but {storage.path} has none yet.")
-    return storage.sub("students", name), study.meta["config"], study.meta.get("teacher")
+    return storage.sub("students", name), study

@@ -67,12 +67,12 @@ def run(a: argparse.Namespace) -> int:
     check_rule(a.seconds >= 0, "seconds >= 0", seconds=a.seconds)
     check_rule(a.threads >= 1, "threads >= 1", threads=a.threads)
     measuring = Measuring(a.seconds, a.threads, torch.device("cpu"), "float32")
-    package, trained_on = find_student(Storage(a.folder))
+    package, trained_on, root = find_student(Storage(a.folder))
     student = load_student(package, "float32")
     place, name = _target(a.out, package, EXPORTS[a.to])
     check_free(place, name)
     with threads(a.threads):
-        images = _images(a, student, trained_on) if a.to == "int8" else None
+        images = _images(a, student, trained_on, root) if a.to == "int8" else None
         data, rows, said = _made(student, a.to, name, images, a.threads)
         try:
             place.write(name, data)
@@ -90,8 +90,8 @@ def run(a: argparse.Namespace) -> int:
     return 0
 
 
-def find_student(storage: Storage) -> tuple[Storage, dict[str, Any] | None]:
-    """Return the folder of a student that a folder stands for, and what a study says of its images.
+def find_student(storage: Storage) -> tuple[Storage, dict[str, Any] | None, str | None]:
+    """Return the folder of a student that a folder stands for, what a study says of its images, and where sets lay.
 
     Args:
         storage: A student's folder, or that of a study, whose best student is taken.
@@ -101,9 +101,10 @@ def find_student(storage: Storage) -> tuple[Storage, dict[str, Any] | None]:
     """
     with readable(storage):
         if not storage.exists(STUDY_FILE):
-            return storage, None
-    package, config, _ = best_package(storage)
-    return package, config["data"]
+            return storage, None, None
+    package, study = best_package(storage)
+    last = (study.meta.get("sessions") or [{}])[-1]
+    return package, study.meta["config"]["data"], (last.get("placement") or {}).get("data_root")
 
 
 def _target(out: str | None, package: Storage, usual: str) -> tuple[Storage, str]:
@@ -116,8 +117,12 @@ def _target(out: str | None, package: Storage, usual: str) -> tuple[Storage, str
     return place, name
 
 
-def _images(a: argparse.Namespace, student: Student, trained_on: Mapping[str, Any] | None) -> tuple[ImageSet, Split]:
+def _images(
+    a: argparse.Namespace, student: Student, trained_on: Mapping[str, Any] | None, noted: str | None
+) -> tuple[ImageSet, Split]:
     """Return the images that a student was trained on, and those that test it, resized to what it takes.
+
+    Sets lie where the command says, else where they lay when the study went on last.
 
     Raises:
         DataError: If they are not there, or others.
@@ -127,7 +132,7 @@ def _images(a: argparse.Namespace, student: Student, trained_on: Mapping[str, An
     config = replace(from_dict(DataConfig, known), image_size=student.input_size[1])
     if a.data is not None:
         config = replace(config, name=a.data if a.data in KNOWN_SETS else absolute_path(a.data) or a.data)
-    root = absolute_path(a.data_root) or Placement.data_root
+    root = absolute_path(a.data_root) or noted or Placement.data_root
     try:
         data = load_data(config, root)
         if (data.classes, data.shape) != (student.classes, student.input_size):

@@ -7,7 +7,10 @@ import pytest
 from exports import left, taught_digits
 from made import Arm, write_study
 
+from dfkt.cli import export
 from dfkt.cli.main import main
+from dfkt.config import DataConfig
+from dfkt.errors import DataError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -97,3 +100,19 @@ def test_eight_bits_without_the_students_images_are_one_line(
     assert "must be the student's, 4 and [1, 8, 8], but digits has 10 classes" in refused(
         capsys, "student", "--to", "int8", "--data", "digits"
     )
+
+
+def test_int8_looks_for_the_sets_where_the_study_had_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look(config: DataConfig, root: str) -> None:
+        raise DataError(f"nothing in {root}.")
+
+    monkeypatch.setattr(export, "load_data", look)
+    store = write_study(tmp_path / "far", [Arm("scratch", {1: 0.7})])
+    sessions = store.meta["sessions"]
+    store.update_meta(sessions=[sessions[-1] | {"placement": {"data_root": str(tmp_path / "sets")}}])
+    left(tmp_path / "far/students/scratch-seed1")
+    assert f"nothing in {tmp_path / 'sets'}." in refused(capsys, "far", "--to", "int8")
+    others = str(tmp_path / "others")
+    assert f"nothing in {others}." in refused(capsys, "far", "--to", "int8", "--data-root", others)
