@@ -42,6 +42,11 @@ class Parser(argparse.ArgumentParser):
         shown = " ".join(clipped(message).encode(errors="backslashreplace").decode().split())
         self.exit(EXIT_INPUT, f"error: {shown} ({self.prog} --help lists the switches)\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print as all other lines are: in some Pythons argparse itself raises where nobody reads."""
+        if message:
+            _write(file or sys.stderr, message)
+
 
 class _Ending:
     """What is known of how the process ends."""

@@ -169,6 +169,7 @@ def test_what_a_stream_cannot_encode_is_written_in_other_letters(
 
 SHELL = {
     "help into a pipe that nobody reads": ("{dfkt} --help | true", 0),
+    "help without a buffer into a pipe that nobody reads": ("PYTHONUNBUFFERED=1 {dfkt} --help | true", 0),
     "show of nothing, everything closed": ("{dfkt} show /nowhere 0<&- 1>&- 2>&-", 2),
     "no stderr": ("{dfkt} show /nowhere 2>&-", 2),
     "a full stdout": ("{dfkt} --version >/dev/full", 1),

@@ -150,7 +150,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What the cluster is asked for, and what it says."""
     found = SimpleNamespace(bundles=[], removed=[], group=Group(3))
 
-    def ask(bundles: Any, strategy: str) -> Group:
+    def ask(bundles: Any, strategy: str, name: str) -> Group:
         found.bundles.append((bundles, strategy))
         group: Group = found.group
         return group
