@@ -211,8 +211,8 @@ class TestWithRay:
             assert line.startswith(f"failed: storage full: {disk}")
             assert line.endswith(": No space left on device; free space, then the same command goes on")
             assert "Traceback" not in said.out
-        before = read_study(disk / "s")
-        assert states(before) <= {"COMPLETE", "RUNNING"}
+            before = read_study(disk / "s")
+            assert states(before) <= {"COMPLETE", "RUNNING"}
 
         mounted_again(disk, "size=20m")
         assert main([*SMALL.split(), *given]) == 0

@@ -80,7 +80,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(capacity_module, "placement_group", ask)
     monkeypatch.setattr(capacity_module, "remove_placement_group", lambda group: setattr(group, "removed", True))
     monkeypatch.setattr(group_module, "SETTLED", 0.3)
-    monkeypatch.setattr(group_module, "withdraw", lambda name: None, raising=False)
+    monkeypatch.setattr(group_module, "withdraw", lambda name: None)
     return found
 
 
