@@ -117,9 +117,9 @@ class Setting:
         """Where it trains."""
         return self.data.device
 
-    def training(self) -> Training:
-        """Return our loop of it."""
-        return Training((self.stage,), self.student, self.teacher, self.data, self.config)
+    def training(self, *, replay: bool = False) -> Training:
+        """Return our loop of it, its steps recorded as CUDA graphs or not."""
+        return Training((self.stage,), self.student, self.teacher, self.data, self.config, replay=replay)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches without end."""
@@ -172,7 +172,8 @@ class Step:
 class CapturedStep:
     """A step as a CUDA graph: a batch is copied to where the graph reads it, and the whole step is one launch.
 
-    The first steps, on a stream beside, make what a graph cannot: plans, momentum, the libraries' workspaces.
+    The first steps, on a stream beside, make what a graph cannot: plans, momentum, the libraries' workspaces. Its rate of
+    learning cannot change, so it holds SGD's step too, which our loop takes outside its graphs.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -198,9 +199,9 @@ class CapturedStep:
         return self.loss
 
 
-def loop_repeats(setting: Setting) -> Repeats:
+def loop_repeats(setting: Setting, *, replay: bool = False) -> Repeats:
     """Run our loop; a repeat is an epoch, with its look at the losses, and at `val` in the task stage."""
-    records, clock = setting.training().run(), Clock(setting.device)
+    records, clock = setting.training(replay=replay).run(), Clock(setting.device)
     while True:
         with computing(setting.number):
             clock.start()

@@ -5,10 +5,11 @@
 ResNet-26 teaches ResNet-8 on 32x32 images in batches of 128, by the flow pairs between group ends, by all flow pairs, and by
 soft targets.
 
-loop       our loop, as a run takes its steps
+loop       our loop, as a run takes its steps without CUDA graphs
+replayed   our loop with them, as it takes its steps by default
 step       the same mathematics as one function, eagerly: what the loop adds is the difference
 compiled   that function with the student compiled, as far as the minutes allow
-graph      that function captured as a CUDA graph; last
+graph      that function captured as one CUDA graph; last
 
 A step's floating-point operations over the rate of a large product, and the bytes that its operations read and write over
 the rate of a large copy, are two times; the shares of them in the time that was measured are in the last columns. What
@@ -95,7 +96,10 @@ def build_case(case: Case, device: torch.device, steps: int) -> Repeats | None:
         "compiled": lambda setting: Step(setting, compiled=True),
     }
     setting = Setting.make(stage, number, device, steps)
-    repeats = loop_repeats(setting) if way == "loop" else step_repeats(setting, makers[way], steps)
+    if way in ("loop", "replayed"):
+        repeats = loop_repeats(setting, replay=way == "replayed")
+    else:
+        repeats = step_repeats(setting, makers[way], steps)
     try:
         next(repeats)
     except Exception as error:
@@ -130,7 +134,7 @@ def time_compiled(device: torch.device, steps: int, repeats: int, deadline: floa
 def serve(device: torch.device, steps: int) -> None:
     """Be one of several processes: for every line with seconds, train that long, and say steps and seconds."""
     setting = Setting.make(*SHARED, device, steps)
-    repeats = loop_repeats(setting)
+    repeats = loop_repeats(setting, replay=device.type == "cuda")
     next(repeats)
     print("ready", flush=True)
     for line in sys.stdin:
@@ -244,13 +248,14 @@ def measure(options: argparse.Namespace, device: torch.device) -> Iterator[list[
         print(
             f"{count} runs at once ({stage}, {number}): {together:.0f} images/s together, {together / count:.0f} each"
         )
-        yield [{"stage": stage, "number": number, "processes": count, "images_per_second": together}]
-    captured = [(s, n, "graph") for s in STAGES for n in NUMBERS] if on_card else []
-    for way, found in (
-        ("compiled", time_compiled(device, options.steps, options.repeats, began + 60 * options.minutes)),
-        ("graph", time_cases(captured, device, options.steps, options.repeats)),
+        together_of = {"stage": stage, "number": number, "processes": count, "images_per_second": together}
+        yield [together_of | {"way": "replayed" if on_card else "loop"}]
+    captured = [(s, n, w) for s in STAGES for n in NUMBERS for w in ("replayed", "graph")] if on_card else []
+    for ways, found in (
+        (("compiled",), time_compiled(device, options.steps, options.repeats, began + 60 * options.minutes)),
+        (("replayed", "graph"), time_cases(captured, device, options.steps, options.repeats)),
     ):
-        print_entries(entries := [e for e in to_entries(times | found, work, rates, copied) if e["way"] == way])
+        print_entries(entries := [e for e in to_entries(times | found, work, rates, copied) if e["way"] in ways])
         yield entries
 
 

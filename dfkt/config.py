@@ -27,6 +27,7 @@ KNOWN_SETS = ("cifar10", "cifar100", "mnist", "svhn", "digits")
 Crop = Literal["padded", "resized", "none"]
 RateSchedule = Literal["cosine", "step", "constant"]
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
+CudaGraphs = Literal["auto", "on", "off"]
 AS_KEY = "as_key"
 """Metadata of a field whose value counts otherwise in a key than it stands: a function of the value."""
 NO_KEY = {AS_KEY: lambda value: None}
@@ -192,14 +193,16 @@ class Placement:
     """``cpu``, ``cuda`` or ``cuda:N``: what a run trains on; its driver says so."""
     threads: int = 1
     """CPU threads of each process that trains."""
+    cuda_graphs: CudaGraphs = "auto"
+    """Whether steps are recorded as CUDA graphs: of one worker; ``auto``: of ``resnetN`` and this package's methods."""
 
     def __post_init__(self) -> None:
         check_rule(self.checkpoint_every >= 1, "checkpoint_every >= 1", checkpoint_every=self.checkpoint_every)
         check_rule(self.threads >= 1, "threads >= 1", threads=self.threads)
-        ok = self.keep_targets is None or self.keep_targets >= 0
-        check_rule(ok, "keep_targets >= 0", keep_targets=self.keep_targets)
-        ok = self.device.partition(":")[0] in ("cpu", "cuda")
-        check_rule(ok, "device is cpu, cuda or cuda:N", device=self.device)
+        kept, device = self.keep_targets, self.device
+        check_rule(kept is None or kept >= 0, "keep_targets >= 0", keep_targets=kept)
+        check_rule(device.partition(":")[0] in ("cpu", "cuda"), "device is cpu, cuda or cuda:N", device=device)
+        check_choice("cuda_graphs", self.cuda_graphs, typing.get_args(CudaGraphs))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -292,8 +295,5 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for name, value in (config if isinstance(config, dict) else to_dict(config)).items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -82,6 +82,10 @@ class NonFiniteLossError(RunError):
     """A loss became nan or inf."""
 
 
+class GraphError(RunError):
+    """A step cannot be recorded as a CUDA graph."""
+
+
 def tell(text: str) -> None:
     """Write a line to ``stderr`` at once: what a part of the program has to say that has no log."""
     sys.stderr.write(f"{text}\n")

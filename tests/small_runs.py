@@ -101,6 +101,7 @@ def start(
     teacher: NetworkConfig | nn.Module = RESNET,
     group: Group | None = None,
     keeping: Keeping | None = None,
+    replay: bool = False,
 ) -> Training:
     """Return a run that is ready to start; both networks' weights are always the same."""
     shape = (images.channels, *images.image_size)
@@ -108,7 +109,7 @@ def start(
     tapped = TappedNetwork(network, network_taps(network, student) if method.tapped else (), shape)
     frozen = frozen_teacher(images, teacher, method.tapped, network_dtype(train.precision)) if method.taught else None
     schedule = method.schedule(train.epochs, StudentTaps.of(tapped.taps))
-    return Training(schedule, tapped, frozen, images, train, group, keeping)
+    return Training(schedule, tapped, frozen, images, train, group, keeping, replay=replay)
 
 
 def frozen_teacher(

@@ -7,7 +7,7 @@ import re
 import typing
 
 from dfkt.cli.numbers import number, size, whole
-from dfkt.cli.options import updated
+from dfkt.cli.options import add_cuda_graphs, updated
 from dfkt.errors import ConfigError
 
 if typing.TYPE_CHECKING:
@@ -36,15 +36,8 @@ def add_workers(parser: argparse.ArgumentParser, *, settings: bool = True) -> No
             help="several workers normalise each by its own share of a batch",
         )
     group.add_argument("--checkpoint-every", type=whole, help="epochs between checkpoints (default: 1)")
-    group.add_argument(
-        "--keep-targets",
-        type=size,
-        metavar="SIZE",
-        help="of what the teacher says, for later runs, on each host: 20GB, or 0 (default: a quarter of what is free)",
-    )
-    group.add_argument(
-        "--target-root", help="where that lies, on each host's own disk (default: ~/.cache/dfkt/targets)"
-    )
+    _add_targets(group)
+    add_cuda_graphs(group)
     group.add_argument(
         "--placement",
         choices=PLACEMENTS,
@@ -62,6 +55,18 @@ def add_workers(parser: argparse.ArgumentParser, *, settings: bool = True) -> No
     group.add_argument("--address", help="Ray cluster to use (default: RAY_ADDRESS, or this machine)")
     group.add_argument(
         "--log", metavar="NAMES", help="also tell some of tensorboard,mlflow,wandb how runs go on (docs/guide.md)"
+    )
+
+
+def _add_targets(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--keep-targets",
+        type=size,
+        metavar="SIZE",
+        help="of what the teacher says, for later runs, on each host: 20GB, or 0 (default: a quarter of what is free)",
+    )
+    group.add_argument(
+        "--target-root", help="where that lies, on each host's own disk (default: ~/.cache/dfkt/targets)"
     )
 
 

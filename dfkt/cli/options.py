@@ -14,6 +14,7 @@ from dfkt.cli.numbers import number, whole
 from dfkt.config import (
     KNOWN_SETS,
     PRETRAINED_OWN,
+    CudaGraphs,
     DataConfig,
     NetworkConfig,
     Placement,
@@ -112,6 +113,16 @@ def add_device(parser: argparse.ArgumentParser, *, student: bool = True) -> None
     )
     if student:
         group.add_argument("--checkpoint-every", type=whole, help="epochs between checkpoints (default: 1)")
+    add_cuda_graphs(group)
+
+
+def add_cuda_graphs(group: argparse._ActionsContainer) -> None:
+    """Add the switch that says how steps are launched on a GPU."""
+    group.add_argument(
+        "--cuda-graphs",
+        choices=typing.get_args(CudaGraphs),
+        help="record the steps on a GPU and replay them (default: auto: of resnetN and dfkt's methods, by one worker)",
+    )
 
 
 def add_dry_run(group: argparse._ActionsContainer) -> None:
@@ -261,6 +272,7 @@ def read_placement(a: argparse.Namespace) -> Placement:
         target_root=host_path(getattr(a, "target_root", None)),
         keep_targets=getattr(a, "keep_targets", None),
         checkpoint_every=getattr(a, "checkpoint_every", None),
+        cuda_graphs=getattr(a, "cuda_graphs", None),
     )
     if hasattr(a, "device"):
         placed = updated(placed, device=read_device(a.device), threads=a.threads)

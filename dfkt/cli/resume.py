@@ -30,6 +30,7 @@ NOTED = {
     "checkpoint_every": ("placement", "checkpoint_every"),
     "target_root": ("placement", "target_root"),
     "keep_targets": ("placement", "keep_targets"),
+    "cuda_graphs": ("placement", "cuda_graphs"),
     "cpus_per_worker": ("workers", "cpus"),
     "gpus_per_worker": ("workers", "gpus"),
     "at_once": ("demand", "at_once"),

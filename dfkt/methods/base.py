@@ -248,6 +248,11 @@ class Method(ABC):
         """Return what is searched, with its values, in one short phrase."""
         return ", ".join(f"{name} {getattr(self, name):.4g}" for name in self.ranges())
 
+    @classmethod
+    def is_own(cls) -> bool:
+        """Whether it is one of this package's methods."""
+        return cls.__module__.startswith("dfkt.methods.")
+
     def json_head(self) -> dict[str, Any]:
         """Return what names the class in JSON, before its settings.
 
@@ -255,11 +260,10 @@ class Method(ABC):
             ConfigError: If another process could not import the class.
         """
         kind = type(self)
-        own = kind.__module__.startswith("dfkt.methods.")
         known = kind.__module__ != "__main__" and "<locals>" not in kind.__qualname__
         where = f"{kind.__module__}:{kind.__qualname__}"
         check_rule(known, "a method is a class of a module, known by name", "Put it into a module.", method=where)
-        return {"name": kind.name if own else where}
+        return {"name": kind.name if kind.is_own() else where}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Method:

@@ -50,6 +50,11 @@ def network_names() -> tuple[str, ...]:
     return (*NETWORKS, *(f"torchvision:{name}" for name in _torchvision_names()))
 
 
+def is_own(name: str) -> bool:
+    """Whether a network is one of this package's, a ``resnetN``."""
+    return _OWN.fullmatch(name) is not None
+
+
 def split_network_pair(pair: str) -> tuple[str, str]:
     """Return the two names of ``TEACHER:STUDENT``.
 
@@ -68,7 +73,7 @@ def split_network_pair(pair: str) -> tuple[str, str]:
     names: list[str] = []
     words = iter(pair.split(":"))
     for word in words:
-        names.append(word if _OWN.fullmatch(word) else f"{word}:{next(words, '')}")
+        names.append(word if is_own(word) else f"{word}:{next(words, '')}")
     if len(names) != 2 or not all(map(_is_network_name, names)):
         raise ConfigError(
             f"`TEACHER:STUDENT` must be two of resnetN, torchvision:NAME and package.module:function, but got {pair!r}."
@@ -80,7 +85,7 @@ def _is_network_name(name: str) -> bool:
     """Return whether a text has the form of a network's name, whether or not there is such a network."""
     before, colon, behind = name.partition(":")
     if not colon:
-        return _OWN.fullmatch(name) is not None
+        return is_own(name)
     if before in _LIBRARIES:
         return bool(behind)
     return all(word.isidentifier() for word in (*before.split("."), behind)) and behind not in _LIBRARIES

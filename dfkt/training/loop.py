@@ -17,16 +17,17 @@ from dfkt.config import TrainConfig, check_rule
 from dfkt.data.batches import steps_per_epoch, train_batches
 from dfkt.data.image_set import ImageSet
 from dfkt.errors import CheckpointError
-from dfkt.methods.base import Features, Schedule, Stage
+from dfkt.methods.base import Schedule, Stage
 from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
 from dfkt.networks.taps import match_taps
 from dfkt.training.average import WeightAverage
 from dfkt.training.evaluate import check_finite, diverged, evaluate
-from dfkt.training.optim import autocast, learning_rate, network_dtype
+from dfkt.training.optim import learning_rate, network_dtype
 from dfkt.training.parallel import Group, synchronise_batch_norms
 from dfkt.training.stages import RunningStage, build_adapters, rung_steps, stage_ends
 from dfkt.training.state import draw_seed, own_random
 from dfkt.training.targets import Keeping, Targets
+from dfkt.training.update import Update, Updates
 
 CHECK_STEPS = 50
 """Steps between looks at whether the loss is still finite; on a GPU every look waits for the device."""
@@ -44,6 +45,7 @@ class Training:
         config: What the stages share.
         group: The data-parallel processes, of which this is one.
         keeping: Where what the teacher says is kept and looked for; ``None`` computes it at every step.
+        replay: Record what a step computes as CUDA graphs, and replay them: on a GPU, one worker alone.
 
     Raises:
         ConfigError: If there are fewer steps than stages, or fewer images in a batch than workers.
@@ -59,9 +61,11 @@ class Training:
         config: TrainConfig,
         group: Group | None = None,
         keeping: Keeping | None = None,
+        *,
+        replay: bool = False,
     ) -> None:
         self.schedule, self.student, self.teacher, self.data, self.config = schedule, student, teacher, data, config
-        self.group = group or Group()
+        self.group, self.replay = group or Group(), replay
         self.device = data.device
         self.epoch_steps = steps_per_epoch(data, config.batch_size)
         self.batch_size = min(config.batch_size, len(data.train))
@@ -77,7 +81,7 @@ class Training:
             self.teacher_taps = match_taps(student.taps, teacher.taps)
             self.adapters = build_adapters(schedule, student, teacher, self.teacher_taps, config.seed)
         self.adapters.to(self.device, dtype)
-        self.targets = Targets(teacher, self.teacher_taps, data, config, self.group, keeping)
+        self.targets = Targets(teacher, self.teacher_taps, data, config, self.group, keeping, replay=replay)
         if world > 1 and config.sync_batch_norm:
             synchronise_batch_norms(student.network)
         self.running: RunningStage | None = None
@@ -142,6 +146,7 @@ class Training:
     def _run_stage(self, stage: Stage, start: int, end: int) -> Iterator[Record]:
         running = RunningStage.prepare(stage, start, end, self.student, self.adapters, self.config, self.group)
         self.running = running
+        updates = Updates(running, self.batch_size, self.config, self.group, replay=self.replay)
         if self._resumed_optimizer is not None:
             running.optimizer.load_state_dict(self._resumed_optimizer)
             self._resumed_optimizer = None
@@ -154,7 +159,7 @@ class Training:
             began = self._since = time.perf_counter()
             self._away = 0.0
             with own_random(draw_seed(self.config.seed, self.step, self.group.rank), self.device):
-                record = self._run_steps(running, epoch, first, count)
+                record = self._run_steps(running, updates, epoch, first, count)
             seconds = time.perf_counter() - began - self._away
             record |= self._evaluate(stage) | self._judge()
             self.device_seconds += (time.perf_counter() - self._since) * self.group.world  # of all workers
@@ -171,7 +176,7 @@ class Training:
         self._since = time.perf_counter()
         self._away += self._since - began
 
-    def _run_steps(self, running: RunningStage, epoch: int, first: int, count: int) -> Record:
+    def _run_steps(self, running: RunningStage, updates: Updates, epoch: int, first: int, count: int) -> Record:
         """Take ``count`` steps from step ``first`` of an epoch on; return the mean losses."""
         stage, group = running.stage, self.group
         batches = train_batches(
@@ -189,7 +194,7 @@ class Training:
             rate = learning_rate(stage.rate, self.config.optimizer.schedule, running.done(self.step))
             for parameters in running.optimizer.param_groups:
                 parameters["lr"] = rate
-            losses[number], logits = self._step(running, images, labels)
+            losses[number], logits = self._step(updates, images, labels)
             if logits is not None:
                 correct += (logits.argmax(1) == labels).sum()
             seen += len(labels)
@@ -206,46 +211,9 @@ class Training:
         record |= {"lr": rate, "loss": means[-2], "kept_share": self.targets.served / count}
         return record | ({"train_accuracy": means[-1]} if stage.needs("student_logits") else {})
 
-    def _step(self, running: RunningStage, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Update the student once; return the terms' values with their weighted sum, and the logits."""
-        stage = running.stage
+    def _step(self, updates: Updates, images: Tensor, labels: Tensor) -> Update:
         images = images.to(network_dtype(self.config.precision))
-        teacher = self.targets.next(images)
-        with self._autocast():
-            outputs = running.model(images)
-        student = Features({int(k): v for k, v in outputs.items() if k != "logits"}, outputs.get("logits"))
-        values = self._losses(stage, teacher, student, labels)
-        weights = [term.weight_at(running.done(self.step)) for term in stage.terms]
-        loss = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
-        running.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        clip = stage.clip_norm if stage.clip_norm is not None else self.config.clip_norm
-        if clip is not None:
-            nn.utils.clip_grad_norm_(running.trainable, clip)
-        running.optimizer.step()
-        logged = torch.stack([v.detach().to(network_dtype(self.config.precision)) for v in (*values, loss)])
-        return logged, None if student.logits is None else student.logits.detach()
-
-    def _losses(self, stage: Stage, teacher: Features, student: Features, labels: Tensor) -> list[Tensor]:
-        """Return every term's value; the mean over workers is the whole batch's."""
-        if self.group.world == 1:
-            return [term(teacher, student, labels) for term in stage.terms]
-        share, values = self.group.share(self.batch_size), []
-        for term in stage.terms:
-            if term.whole_batch:
-                ours, theirs = (self._gathered(features, term.taps) for features in (student, teacher))
-                values.append(term(theirs, ours, self.group.gather(labels, self.batch_size)))
-            else:
-                values.append(term(teacher, student, labels) * share)
-        return values
-
-    def _gathered(self, features: Features, taps: tuple[int, ...]) -> Features:
-        """Return what a network computed for the whole batch, from all workers."""
-        logits = None if features.logits is None else self.group.gather(features.logits, self.batch_size)
-        return Features({tap: self.group.gather(features.taps[tap], self.batch_size) for tap in taps}, logits)
-
-    def _autocast(self) -> torch.autocast:
-        return autocast(self.config.precision, self.device)
+        return updates(images, labels, self.targets.next(images), updates.running.done(self.step))
 
     def _check_finite(self, losses: Tensor, stage: Stage, epoch: int, first_step: int) -> None:
         """Look at the whole batch's losses: what one worker saw ends all, and none waits for another for ever."""

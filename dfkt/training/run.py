@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkt.config import NetworkConfig, Placement, Precision, TeacherConfig
+from dfkt.config import CudaGraphs, NetworkConfig, Placement, Precision, TeacherConfig
 from dfkt.data.batches import steps_per_epoch
 from dfkt.data.image_set import ImageSet
 from dfkt.errors import DfktError
 from dfkt.methods.base import Schedule
 from dfkt.methods.dfkt import describe_left_out, left_out
-from dfkt.networks.build import build_network, network_taps
+from dfkt.networks.build import build_network, is_own, network_taps
 from dfkt.networks.tapped import TappedNetwork
 from dfkt.networks.taps import StudentTaps, Tap
 from dfkt.store.files import Storage
@@ -33,6 +33,7 @@ from dfkt.training.loop import Record, Training
 from dfkt.training.memory import peak_memory, reset_peak_memory
 from dfkt.training.parallel import Group
 from dfkt.training.probe import probe
+from dfkt.training.replay import replays
 from dfkt.training.resume import check_reported, resumed
 from dfkt.training.stages import stage_ends
 from dfkt.training.state import own_random, save_state
@@ -127,6 +128,7 @@ def build_training(
     teacher_folder: str | None,
     group: Group | None = None,
     keeping: Keeping | None = None,
+    graphs: CudaGraphs = "off",
 ) -> Training:
     """Return a run, ready to start, on the images' device.
 
@@ -142,7 +144,9 @@ def build_training(
         )
     met = teacher.taps if teacher is not None and method.tapped else None
     schedule = method.schedule(config.train.epochs, StudentTaps.of(student.taps, met))
-    return Training(schedule, student, teacher, data, config.train, group, keeping)
+    ours = method.is_own() and is_own(config.student.name) and (teacher is None or is_own(config.teacher.network.name))
+    replay = replays(graphs, data.device, group.world if group else 1, ours=ours)
+    return Training(schedule, student, teacher, data, config.train, group, keeping, replay=replay)
 
 
 def check_networks(
@@ -211,7 +215,7 @@ def run_job(
     reset_peak_memory(device)
     try:
         data = images_for(job.config.data, job.placement)
-        make = partial(build_training, job.config, data, job.teacher, group, job.keeping)
+        make = partial(build_training, job.config, data, job.teacher, group, job.keeping, job.placement.cuda_graphs)
         training = _resume(job, make, history, clock)
         return _train(job, training, history, clock, report, warned, yields or (lambda: False))
     except DfktError as error:

@@ -30,6 +30,7 @@ from dfkt.networks.taps import Tap
 from dfkt.training.kept import KeptFile, KeptSet, Writer
 from dfkt.training.optim import autocast
 from dfkt.training.parallel import Group
+from dfkt.training.replay import Replayed
 from dfkt.training.state import hash_weights
 
 MOST_NUMBERS = 32_768
@@ -69,6 +70,7 @@ class Targets:
         config: What the stages share.
         group: The data-parallel processes; each keeps what the teacher said to its own share of a batch.
         keeping: Where it is kept; ``None`` keeps nothing.
+        replay: Record the teacher's passes as CUDA graphs, and replay them.
     """
 
     def __init__(
@@ -79,6 +81,8 @@ class Targets:
         config: TrainConfig,
         group: Group,
         keeping: Keeping | None = None,
+        *,
+        replay: bool = False,
     ) -> None:
         self.teacher, self.matched, self.config = teacher, matched, config
         self.device, self.steps = data.device, steps_per_epoch(data, config.batch_size)
@@ -95,6 +99,8 @@ class Targets:
         self.read: dict[str, KeptFile] = {}
         self.written: dict[str, _Sender] = {}
         self.ahead: dict[str, tuple[int, dict[str, Tensor]]] = {}
+        self.replay = replay
+        self.replayed: dict[tuple[tuple[int, ...], bool], Replayed] = {}
         self.served = 0
         """Steps since the last :meth:`begin` to which nothing had to be computed."""
 
@@ -104,6 +110,8 @@ class Targets:
         goes_on = epoch == self.epoch and first == self.number
         for kind in [kind for kind in self.written if not goes_on or kind not in wanted]:
             self.written.pop(kind).writer.abandon()
+        if stage is not self.stage:
+            self.replayed = {}
         self.stage, self.epoch, self.number, self.served = stage, epoch, first, 0
         self.read, self.ahead = {}, {}
         for kind, entries in wanted.items():
@@ -133,7 +141,7 @@ class Targets:
         """Leave nothing half written."""
         for sender in self.written.values():
             sender.writer.abandon()
-        self.written, self.read, self.ahead = {}, {}, {}
+        self.written, self.read, self.ahead, self.replayed = {}, {}, {}, {}
 
     def _wanted(self, stage: Stage) -> dict[str, list[str]]:
         """Return what of a stage's needs is kept, with the entries of its files; nothing where activations are read."""
@@ -152,8 +160,7 @@ class Targets:
         found = Features({})
         if mapped or asked:
             taps = tuple(sorted({self.matched[tap] for tap in mapped}))
-            with torch.inference_mode(), autocast(self.config.precision, self.device):
-                outputs = self.teacher.part(taps, asked)(images)
+            outputs = self._pass(taps, asked, images)
             found = Features({tap: outputs[str(self.matched[tap])] for tap in mapped}, outputs.get("logits"))
         else:
             self.served += 1
@@ -168,6 +175,18 @@ class Targets:
         elif LOGITS in rows:
             logits = rows[LOGITS][LOGITS]
         return Features(found.taps, logits, matrices)
+
+    def _pass(self, taps: tuple[int, ...], logits: bool, images: Tensor) -> dict[str, Tensor]:
+        """Run the teacher; replayed, what it says lies where the next pass overwrites it."""
+        assert self.teacher is not None
+        part = self.teacher.part(taps, logits)
+
+        def run(images: Tensor) -> dict[str, Tensor]:
+            with torch.inference_mode(), autocast(self.config.precision, self.device):
+                found: dict[str, Tensor] = part(images)
+            return found
+
+        return self.replayed.setdefault((taps, logits), Replayed(run))(images) if self.replay else run(images)
 
     def _keep(self, kind: str, rows: dict[str, Tensor]) -> None:
         if not self.written[kind].send({name: rows[name] for name in sorted(rows)}, last=self.number + 1 == self.steps):

@@ -23,7 +23,7 @@ from dfkt.config import PRETRAINED_OWN, Placement, Precision, TeacherConfig, is_
 from dfkt.data.image_set import ImageSet
 from dfkt.errors import CheckpointError, one_line
 from dfkt.methods.scratch import Scratch
-from dfkt.networks.build import build_network, network_taps
+from dfkt.networks.build import build_network, is_own, network_taps
 from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
 from dfkt.networks.taps import StudentTaps, Tap
 from dfkt.store.files import Storage
@@ -33,6 +33,7 @@ from dfkt.training.normalisation import renormalise, with_normalisation
 from dfkt.training.optim import network_dtype
 from dfkt.training.pretrained import load_pretrained
 from dfkt.training.probe import probe, refusing
+from dfkt.training.replay import replays
 from dfkt.training.resume import resumed
 from dfkt.training.state import STATE_FILE, hash_weights, load_state, load_weights, own_random, read_weights, save_state
 from dfkt.training.threads import threads
@@ -208,7 +209,7 @@ def _trained(config: TeacherConfig, data: ImageSet, placement: Placement, log: L
     storage.check_writable()
     with FileLock(Path(storage.path) / ".lock"):
         found = _kept(config, data, storage, log)
-        teacher, seconds = found or _train(config, data, storage, log)
+        teacher, seconds = found or _train(config, data, placement, storage, log)
     how = "found" if found else f"trained in {seconds:.0f} s, kept"
     log(f"teacher {config.network.name}: val {100 * teacher.val_accuracy:.2f} %, {how} in {storage.path}")
     return teacher
@@ -253,14 +254,17 @@ def _begun(config: TeacherConfig, data: ImageSet) -> nn.Module:
     return network
 
 
-def _train(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) -> tuple[Teacher, float]:
+def _train(
+    config: TeacherConfig, data: ImageSet, placement: Placement, storage: Storage, log: Log
+) -> tuple[Teacher, float]:
     """Train from scratch; the description is written last, so that its presence means the teacher is whole."""
     schedule = Scratch(rate=config.rate).schedule(config.train.epochs, StudentTaps(0, ()))
+    replay = replays(placement.cuda_graphs, data.device, 1, ours=is_own(config.network.name))
 
     def make() -> Training:
         learning = with_normalisation(config, data, _begun(config, data))
         student = TappedNetwork(learning, (), (data.channels, *data.image_size))
-        return Training(schedule, student, None, data, config.train)
+        return Training(schedule, student, None, data, config.train, replay=replay)
 
     training, _ = resumed(make, storage, log=log)
     network = training.student.network

@@ -72,6 +72,13 @@ def begin(
     return Training(schedule, student, teacher, data, config, group)
 
 
+def whole_stages(name: str, device: str, precision: Precision = "float32", **given: Any) -> Training:
+    """Return a method's run whose stages are an epoch each, six steps."""
+    begun = begin(name, device, precision)
+    schedule = tuple(replace(stage, epochs=1.0) for stage in begun.schedule)
+    return given.pop("kind", Training)(schedule, begun.student, begun.teacher, begun.data, begun.config, **given)
+
+
 def losses(records: Iterable[dict[str, Any]]) -> list[float]:
     """Return every loss of a run, in order."""
     return [value for record in records for name, value in record.items() if name == "loss" or name.endswith("_loss")]

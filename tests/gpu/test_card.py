@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from conftest import load_script, synthetic_images
 from torch import Tensor
 
 from dfkt.data.batches import random_areas, random_crops, random_flips, train_batches
+from dfkt.errors import GraphError
 from dfkt.methods.base import Features, Term
 from dfkt.store.files import Storage
 from dfkt.training.loop import Training
+from dfkt.training.replay import WARM_UP, Replayed
 from dfkt.training.state import load_state, save_state
 from dfkt.training.targets import Keeping
 
@@ -158,6 +161,81 @@ def test_a_step_that_waits_is_found() -> None:
         watched("scratch", "float32", looks=True)
 
 
+@real_card
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_of_recorded_steps_is_the_run_without(name: str, precision: str) -> None:
+    found = [list(runs.whole_stages(name, DEVICE, precision, replay=replay).run()) for replay in (False, True)]
+    distance = runs.apart(*map(runs.losses, found))
+    print(f"{name}: {distance:.1e} from the run without graphs")
+    assert distance <= runs.carries(name, precision)
+
+
+class Guarded(Training):
+    """Forbids to wait for the card from a stage's fifth step, the first after the recording, to its last."""
+
+    guarded = 0
+
+    def _step(self, updates: Any, images: Tensor, labels: Tensor) -> Any:
+        number, count = self.step - updates.running.start, updates.running.end - updates.running.start
+        guard = WARM_UP < number < count - 1
+        self.guarded += guard
+        torch.cuda.set_sync_debug_mode("error" if guard else "default")
+        return super()._step(updates, images, labels)
+
+
+@real_card
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_no_recorded_step_waits_for_the_card(name: str, precision: str) -> None:
+    training = runs.whole_stages(name, DEVICE, precision, replay=True, kind=Guarded)
+    try:
+        for _ in training.run():
+            pass
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert training.guarded == len(training.schedule)
+
+
+@real_card
+def test_recorded_draws_are_new_at_every_replay_and_follow_the_seed() -> None:
+    dropped = Replayed(lambda values: torch.nn.functional.dropout(values, 0.5, training=True))
+    values = torch.ones(1000, device=DEVICE)
+    for _ in range(WARM_UP + 1):
+        dropped(values)
+    seen = []
+    for _ in range(2):
+        torch.cuda.manual_seed(7)
+        seen.append([dropped(values).clone() for _ in range(3)])
+    assert all(torch.equal(first, second) for first, second in zip(*seen, strict=True))
+    assert not any(torch.equal(earlier, later) for earlier, later in pairwise(seen[0]))
+
+
+@real_card
+def test_a_step_that_cannot_be_recorded_is_refused_in_a_line_and_others_go_on() -> None:
+    looking = Replayed(lambda values: values * float(values.sum()))
+    values = torch.ones(3, device=DEVICE)
+    for _ in range(WARM_UP):
+        looking(values)
+    with pytest.raises(GraphError, match=r"cannot be recorded as a CUDA graph .*--cuda-graphs off"):
+        looking(values)
+    check("kd", runs.losses(runs.begin("kd", DEVICE).run()))
+    torch.nn.functional.dropout(values, 0.5)  # torch refuses draws after such a failure, unless they are renewed
+
+
+@real_card
+def test_a_checkpoint_of_recorded_steps_goes_on_on_the_cpu(tmp_path: Path) -> None:
+    first, second = runs.whole_stages("dfkt", DEVICE, replay=True), runs.whole_stages("dfkt", "cpu")
+    records, storage = [next(first.run())], Storage(str(tmp_path))
+    save_state(storage, first.state())
+    state = load_state(storage)
+    assert state is not None
+    second.load(state)
+    records += second.run()
+    expected = runs.losses(runs.whole_stages("dfkt", "cpu").run())
+    assert runs.apart(runs.losses(records), expected) <= runs.carries("dfkt", "float32")
+
+
 @pytest.mark.parametrize("name", ["kd", "fitnets", "dfkt"])
 @pytest.mark.parametrize("way", ["card to CPU", "CPU to card"])
 def test_a_checkpoint_goes_on_on_the_other_device(way: str, name: str, tmp_path: Path) -> None:
@@ -176,15 +254,13 @@ def test_a_checkpoint_goes_on_on_the_other_device(way: str, name: str, tmp_path:
     check(name, runs.losses(records))
 
 
+@pytest.mark.parametrize("replay", [False, pytest.param(True, marks=real_card)])
 @pytest.mark.parametrize("name", ["kd", "dfkt"])
-def test_what_the_teacher_said_is_kept_and_read_again(name: str, tmp_path: Path) -> None:
+def test_what_the_teacher_said_is_kept_and_read_again(name: str, replay: bool, tmp_path: Path) -> None:
     keeping = Keeping(str(tmp_path), "study", 10**8, tuple((i, j) for j in range(4) for i in range(j)))
     shares, found = [], []
     for place in (None, keeping, keeping):
-        begun = runs.begin(name, DEVICE)
-        schedule = tuple(replace(stage, epochs=1.0) for stage in begun.schedule)
-        training = Training(schedule, begun.student, begun.teacher, begun.data, begun.config, keeping=place)
-        records = list(training.run())
+        records = list(runs.whole_stages(name, DEVICE, keeping=place, replay=replay and place is not None).run())
         found.append(runs.losses(records))
         shares.append(min(record["kept_share"] for record in records))
     assert shares == [0, 0, 1]
