@@ -45,6 +45,7 @@ bench: install
 	$(BIN)/python benchmarks/scale.py --trials 60 --at-once 10 --epochs 5
 	$(BIN)/python benchmarks/study.py --trials 2 --epochs 9 --images 300 --precision float32
 	$(BIN)/python benchmarks/study.py --profile --epochs 5 --images 300 --precision float32
+	$(BIN)/python benchmarks/accuracy.py --methods scratch dfkt --seeds 2 --epochs 2 --at-once 2 -- --teacher-epochs 1
 	$(BIN)/python benchmarks/weights.py --trials 4 --searches 1 --teacher-epochs 2
 
 # As the machine stands: the environment if there is one, plugins of pytest or not. GPU_FLAGS=--quick is shorter.

@@ -7,6 +7,7 @@ does. A graph is one launch (docs/gpu.md has the times).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,9 +58,10 @@ class Replayed:
 
 def beside(function: Callable[..., Any], *tensors: Tensor) -> Any:
     """Call a function on a stream of its own, in its turn, as it will be recorded."""
-    if not tensors[0].is_cuda:
+    device = tensors[0].device
+    if device.type != "cuda":
         return function(*tensors)
-    stream, ours = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream, ours = _stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(ours)
     with torch.cuda.stream(stream):
         found = function(*tensors)
@@ -73,15 +75,21 @@ def record(function: Callable[..., Any], *tensors: Tensor) -> tuple[Callable[[],
     Raises:
         GraphError: If the function waits for the card, or does something else that a graph cannot hold.
     """
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on
+    device, graph = tensors[0].device, torch.cuda.CUDAGraph()
+    try:  # thread_local: other threads may go on
+        with torch.cuda.graph(graph, stream=_stream(device), capture_error_mode="thread_local"):
             found = function(*tensors)
     except RuntimeError as error:
-        _renew_draws(tensors[0].device)
+        _renew_draws(device)
         reason = str(error.__context__ or error).partition("\n")[0].rstrip(".")
         raise GraphError(f"A step cannot be recorded as a CUDA graph ({reason}). Take --cuda-graphs off.") from error
     return graph.replay, found
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which everything of a card is recorded, and tried before: torch's own belongs to the first card."""
+    return torch.cuda.Stream(device)
 
 
 def _renew_draws(device: torch.device) -> None:

@@ -231,7 +231,7 @@ class _Sender:
             n: torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for n, t in rows.items()
         }
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         before, self.late = self.late, (event, copied)
         return self._write(before) and (not last or self._write(self.late))
 
