@@ -112,9 +112,8 @@ class Measuring:
         """Return on what and how time was measured, in a sentence."""
         cpu = f"{environment()['hardware']['cpu']}, {self.threads} thread{'' if self.threads == 1 else 's'}"
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu
-        return (
-            f"Time: median and quartiles over up to 200 forward passes, networks in turns, {self.precision} on {where}."
-        )
+        how = self.precision if self.precision == "float32" else f"{self.precision} (files of `export`: float32)"
+        return f"Time: median and quartiles over up to 200 forward passes, networks in turns, {how} on {where}."
 
 
 def contenders(text: str, a: argparse.Namespace) -> list[Contender]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from dfkt.cli.export import find_student
 from dfkt.cli.numbers import whole
 from dfkt.config import check_rule
 from dfkt.data.listing import shown
-from dfkt.errors import ConfigError, RunError, one_line, tell
+from dfkt.errors import ConfigError, DfktError, RunError, one_line, tell
 from dfkt.store.answers import ENDINGS as TABLES
 from dfkt.store.answers import table_bytes
 from dfkt.store.files import Storage
@@ -48,6 +50,8 @@ def run(a: argparse.Namespace) -> int:
         check_rule(name not in TABLES, "the table has a name before its ending", out=a.out)
         if place.is_local and not Path(place.path).is_dir():
             raise ConfigError(f"The folder of the table must exist, but {place.path} does not.")
+        with _table(a.out, ConfigError):
+            place.delete(place.probe())
     paths = find_images(a.images)
     rows, failed = [], 0
     with threads(a.threads):
@@ -62,13 +66,20 @@ def run(a: argparse.Namespace) -> int:
             say("  ".join([shown(answer.path), *told]))
             rows.append(_row(answer))
     if a.out is not None and rows:
-        try:
+        with _table(a.out, RunError):
             place.write(name, table_bytes(pd.DataFrame(rows), Path(name).suffix))
-        except OSError as error:
-            raise RunError(f"The table must be writable, but {a.out} is not: {one_line(error)}.") from error
     if failed:
         tell(f"{failed} of {len(paths)} images could not be read")
     return EXIT_FAILED if failed else 0
+
+
+@contextlib.contextmanager
+def _table(out: str, kind: type[DfktError]) -> Iterator[None]:
+    """Tell in a line that the table cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"The table must be writable, but {out} is not: {one_line(error)}.") from error
 
 
 def _opened(text: str, given: int) -> Student | Exported:

@@ -67,7 +67,8 @@ def test_a_student_is_measured_beside_its_teacher_and_the_last_line_says_on_what
     assert main(["cost", *argv]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("Time: median and quartiles over up to 200 forward passes, networks in turns, ")
-    assert f"{precision} on " in last
+    named = {"float32": "float32 on ", "bfloat16": "bfloat16 (files of `export`: float32) on "}
+    assert named[precision] in last
     assert last.endswith(", 1 thread.")
 
 

@@ -106,3 +106,12 @@ def test_what_cannot_be_done_is_one_line(
     assert said in captured.err
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert not Path("none").exists()
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_any_image_is_read(
+    student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", "student", "images", "--out", "/proc/table.csv"]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert "/proc" in captured.err
