@@ -53,6 +53,7 @@ CASES |= {
     "frozen layers": Case(FROZEN, 15),
     "odd batch norms": Case(replace(FROZEN, freeze_below=False), 15, student=BARE, teacher=USUAL),
 }
+CASES |= {"parameters that are never read": Case(METHODS["kd"], 15, student=NetworkConfig(name="small_runs:Unread"))}
 APART = "statistics apart"
 CASES |= {APART: Case(METHODS["dfkt"], sync_batch_norm=False)}
 

@@ -80,6 +80,18 @@ def _normed(num_classes: int, in_channels: int, *kinds: dict[str, Any]) -> nn.Mo
     return network
 
 
+class Unread(nn.Module):
+    """It has a head that its forward pass never reads, as networks for pretraining do."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(in_channels, 4, 3, padding=1), nn.Linear(4, num_classes)
+        self.spare = nn.Linear(4, 7)
+
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+        return self.fc(torch.relu(self.conv(images)).mean((2, 3)))
+
+
 class Secretive(nn.Module):
     """Its taps cannot be told, and its forward pass cannot be traced."""
 

@@ -113,5 +113,24 @@ def parameters_below(network: nn.Module, name: str) -> frozenset[str]:
         >>> sorted(parameters_below(network, "1"))
         ['0.bias', '0.weight']
     """
-    shared = {id(parameter) for parameter in cut(network, {name: name}).parameters()}
+    return _paths(network, cut(network, {name: name}))
+
+
+def parameters_unread(network: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that the logits do not depend on; none of a network that cannot be traced.
+
+    Example:
+        >>> parameters_unread(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+        frozenset()
+    """
+    try:
+        read = _paths(network, cut(network, {}, logits=True))
+    except TapError:
+        return frozenset()
+    return frozenset(path for path, _ in network.named_parameters()) - read
+
+
+def _paths(network: nn.Module, part: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that a part shares with its network."""
+    shared = {id(parameter) for parameter in part.parameters()}
     return frozenset(path for path, parameter in network.named_parameters() if id(parameter) in shared)

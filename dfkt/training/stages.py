@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dfkt.config import TrainConfig
 from dfkt.errors import ConfigError
 from dfkt.methods.base import Schedule, Stage
+from dfkt.networks.cut import parameters_unread
 from dfkt.networks.tapped import AdaptedNetwork, TappedNetwork
 from dfkt.training.optim import build_optimizer
 from dfkt.training.parallel import Group
@@ -108,11 +109,12 @@ class RunningStage:
         config: TrainConfig,
         group: Group,
     ) -> RunningStage:
-        """Cut the student for a stage and decide what trains."""
+        """Cut the student for a stage and decide what trains: of several workers, none waits for a gradient that never comes."""
         part = student.part(stage.taps, stage.needs("student_logits"))
         frozen = student.below(stage.frozen_below) if stage.frozen_below is not None else frozenset()
+        unread = parameters_unread(student.network) if group.world > 1 and not stage.taps else frozenset()
         for name, parameter in student.network.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+            parameter.requires_grad_(name not in frozen | unread)
             parameter.grad = None
         below = student.part((stage.frozen_below,), False).modules() if stage.frozen_below is not None else ()
         norms = [module for module in below if isinstance(module, _BatchNorm)]
