@@ -50,7 +50,7 @@ def about_study(study: Study) -> About:
         "train": data.get("train"),
         "val": data.get("val"),
         "teacher": _of_network(config["teacher"]["network"])
-        | {name: teacher.get(name) for name in ("val_accuracy", "test_accuracy")},
+        | {name: teacher.get(name) for name in ("val_accuracy", "test_accuracy", "seconds")},
         "student": _of_network(config["student"]),
         "cost": meta.get("cost", {}),
         "epochs": config["train"]["epochs"],
@@ -93,10 +93,11 @@ def describe_data(about: Mapping[str, Any]) -> str:
 
 
 def describe_teacher(about: Mapping[str, Any]) -> str:
-    """Return the teacher's network, with its accuracies in percent where they are known."""
+    """Return the teacher's network, with its accuracies in percent and the time that its training took, where they are known."""
     teacher = about["teacher"]
     shares = {split: teacher.get(f"{split}_accuracy") for split in ("val", "test")}
     known = [f"{split} {100 * share:.2f} %" for split, share in shares.items() if share is not None]
+    known += [f"trained in {teacher['seconds']:.0f} s"] if teacher.get("seconds") else []
     return describe_network(teacher) + (f" ({', '.join(known)})" if known else "")
 
 

@@ -93,8 +93,8 @@ def cost_charts(
 ) -> dict[str, Figure]:
     """Draw test accuracy against what a network costs, by what it is: its parameters, an image's time, device seconds.
 
-    Teacher and arms are points; an arm is the mean of its final runs. A teacher's training is not among a study's device
-    seconds, so there it is a line.
+    Teacher and arms are points; an arm is the mean of its final runs. A teacher's training is not among the arms' device
+    seconds: it is a point of its own, or a line where its time is not known.
 
     Args:
         figures: What was measured.
@@ -123,7 +123,7 @@ def cost_charts(
     if spent is not None:
         places = {arm: float(spent[arm].sum()) for arm in tests if arm in spent}
         what = "device seconds of search and final runs"
-        found[what] = _against(about["arms"], tests, places, what, taught)
+        found[what] = _against(about["arms"], tests, places, what, taught, about["teacher"].get("seconds"))
     return found
 
 

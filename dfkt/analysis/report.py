@@ -191,7 +191,7 @@ class _Written:
             "final runs": self.study.finals,
         }
         if (figure := spent_chart(tables, self.about["arms"], STATE_WORDS)) is not None:
-            yield plot(figure, "Where device seconds went. Those of the teacher's training are not counted.")
+            yield plot(figure, "Where device seconds went, without the teacher's training.")
 
     def _curves(self) -> Iterator[str]:
         if (figure := accuracy_curves(self.figures, self.setting)) is not None:

@@ -119,8 +119,10 @@ def sentence(figures: Figures, setting: str, costs: Sequence[Cost] = (), spent: 
     if found is None:
         return "No verdict yet: no final run is complete."
     told = f"has {percent(found.test)} % on test over {found.seeds} seed{'' if found.seeds == 1 else 's'}"
-    cost = _cost(costs, None if spent is None else spent.get(found.best))
-    return "; ".join([f"{_outcome(found, told)}{_others(found)}", *([cost] if cost else [])]) + "."
+    parts = [f"{_outcome(found, told)}{_others(found)}", _cost(costs, None if spent is None else spent.get(found.best))]
+    if spent is not None and (seconds := setting_about(figures, setting)["teacher"].get("seconds")):
+        parts.append(f"the teacher's training took {number(seconds, '.0f')} s")
+    return "; ".join(filter(None, parts)) + "."
 
 
 def device_seconds(study: Study) -> pd.DataFrame:

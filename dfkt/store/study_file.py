@@ -81,6 +81,7 @@ class _Teacher(TypedDict, total=False):
     network: str
     val_accuracy: float
     test_accuracy: float | None
+    seconds: float | None
 
 
 class _Cost(TypedDict):

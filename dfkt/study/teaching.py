@@ -44,7 +44,7 @@ def keep_teacher(study: OpenStudy, log: Log) -> None:
         about = ray.get(ray.remote(num_gpus=1)(teach).remote(*given, print))
     else:
         about = teach(*given, log)
-    study.store.update_meta(teacher=about)
+    study.store.update_meta(teacher=about if about["seconds"] else about | {"seconds": known.get("seconds")})
 
 
 def teach(
@@ -77,6 +77,7 @@ def teach(
         "width": config.network.width,
         "val_accuracy": teacher.val_accuracy,
         "test_accuracy": accuracy,
+        "seconds": teacher.seconds,
     }
 
 

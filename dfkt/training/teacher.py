@@ -51,6 +51,8 @@ class Teacher:
     network: nn.Module
     key: str
     val_accuracy: float
+    seconds: float | None = None
+    """That its training took on this machine; ``None`` where that is not known."""
 
 
 def recipe_key(config: TeacherConfig, data: ImageSet) -> str:
@@ -209,14 +211,14 @@ def _trained(config: TeacherConfig, data: ImageSet, placement: Placement, log: L
     storage.check_writable()
     with FileLock(Path(storage.path) / ".lock"):
         found = _kept(config, data, storage, log)
-        teacher, seconds = found or _train(config, data, placement, storage, log)
-    how = "found" if found else f"trained in {seconds:.0f} s, kept"
+        teacher = found or _train(config, data, placement, storage, log)
+    how = "found" if found else f"trained in {teacher.seconds:.0f} s, kept"
     log(f"teacher {config.network.name}: val {100 * teacher.val_accuracy:.2f} %, {how} in {storage.path}")
     return teacher
 
 
-def _kept(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) -> tuple[Teacher, float] | None:
-    """Return a trained teacher and the seconds that it took; ``None`` if it is not whole."""
+def _kept(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) -> Teacher | None:
+    """Return a trained teacher; ``None`` if it is not whole."""
     text = storage.read(ABOUT_FILE)
     if text is None or not storage.exists(WEIGHTS_FILE):
         return None
@@ -228,7 +230,7 @@ def _kept(config: TeacherConfig, data: ImageSet, storage: Storage, log: Log) -> 
     except (CheckpointError, LookupError, TypeError, ValueError) as error:
         log(f"the teacher in {storage.path} is damaged, so it is trained again ({one_line(error)})")
         return None
-    return Teacher(network, hash_weights(network.state_dict()), about["val_accuracy"]), about["seconds"]
+    return Teacher(network, hash_weights(network.state_dict()), about["val_accuracy"], about["seconds"])
 
 
 def _rated(config: TeacherConfig, data: ImageSet, network: nn.Module) -> Teacher:
@@ -254,9 +256,7 @@ def _begun(config: TeacherConfig, data: ImageSet) -> nn.Module:
     return network
 
 
-def _train(
-    config: TeacherConfig, data: ImageSet, placement: Placement, storage: Storage, log: Log
-) -> tuple[Teacher, float]:
+def _train(config: TeacherConfig, data: ImageSet, placement: Placement, storage: Storage, log: Log) -> Teacher:
     """Train from scratch; the description is written last, so that its presence means the teacher is whole."""
     schedule = Scratch(rate=config.rate).schedule(config.train.epochs, StudentTaps(0, ()))
     replay = replays(placement.cuda_graphs, data.device, 1, ours=is_own(config.network.name))
@@ -284,4 +284,4 @@ def _train(
     about = to_dict(config) | {"val_accuracy": teacher.val_accuracy, "seconds": seconds}
     storage.write(ABOUT_FILE, json.dumps(about, indent=1).encode())
     storage.delete(STATE_FILE)
-    return teacher, seconds
+    return replace(teacher, seconds=seconds)

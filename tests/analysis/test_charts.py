@@ -91,6 +91,13 @@ def test_accuracy_stands_against_every_cost_with_the_teacher_in_it(tmp_path: Pat
     assert {y for _, y in spent["teacher (its training not counted)"]} == {90}
 
 
+def test_a_teacher_whose_training_was_timed_is_a_point_there_too(tmp_path: Path) -> None:
+    known = {"key": "k", "network": "resnet26", "val_accuracy": 0.91, "test_accuracy": 0.9, "seconds": 300.0}
+    study, figures = made(tmp_path, SCRATCH, OURS, teacher=known)
+    charts = cost_charts(figures, "blobs", COSTS, device_seconds(study))
+    assert points(charts["device seconds of search and final runs"])["teacher"] == [(300, 90)]
+
+
 def test_costs_that_are_not_known_are_left_out(tmp_path: Path) -> None:
     figures = made(tmp_path, SCRATCH)[1]
     assert cost_charts(figures, "blobs", ()) == {}

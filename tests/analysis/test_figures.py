@@ -91,7 +91,8 @@ def test_what_is_said_of_a_study(both: Figures) -> None:
     assert about["searched"] == ["dfkt"]
     assert about["trials"] == {"scratch": 0, "kd": 0, "dfkt": 2, "dfkt-joint": 0, "dfkt-dense": 0}
     assert about["skipped"] == {"dfkt-dense": "dfkt is that already"}
-    assert about["teacher"] == {"network": "resnet26", "width": 1.0, "val_accuracy": 0.91, "test_accuracy": 0.9}
+    taught = {"network": "resnet26", "width": 1.0, "val_accuracy": 0.91, "test_accuracy": 0.9, "seconds": None}
+    assert about["teacher"] == taught
     assert (about["title"], about["train"], about["val"], about["seeds"]) == ("Blobs", 90, 10, [1, 2, 3])
     assert about["sessions"] == [{name: SESSION[name] for name in about["sessions"][0]}]
     assert "started" not in about["sessions"][0]

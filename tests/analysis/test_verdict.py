@@ -78,6 +78,14 @@ def test_the_cost_is_the_students_beside_the_teachers_and_what_was_spent_on_the_
     assert text.endswith(f"; {cost}150 device seconds, 60 of them for a search.")
 
 
+def test_the_time_of_the_teachers_training_stands_beside_the_arms(tmp_path: Path) -> None:
+    known = {"key": "k", "network": "resnet26", "val_accuracy": 0.91, "test_accuracy": 0.9, "seconds": 300.0}
+    write_study(tmp_path / "timed", (BEST,), teacher=known)
+    study = read_study(tmp_path / "timed")
+    text = sentence(study_figures({"blobs": study}), "blobs", (), device_seconds(study))
+    assert text.endswith("150 device seconds, 60 of them for a search; the teacher's training took 300 s.")
+
+
 def test_device_seconds_are_those_of_search_and_final_runs(tmp_path: Path) -> None:
     write_study(tmp_path / "made", [Arm("kd", {1: 0.9}), BEST])
     spent = device_seconds(read_study(tmp_path / "made"))

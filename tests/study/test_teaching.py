@@ -20,7 +20,7 @@ from dfkt.study.teaching import keep_teacher
 from dfkt.training.cached import images_for
 from dfkt.training.state import hash_weights
 
-KEYS = {"key", "network", "width", "val_accuracy", "test_accuracy"}
+KEYS = {"key", "network", "width", "val_accuracy", "test_accuracy", "seconds"}
 
 
 class Teaching:
@@ -81,6 +81,15 @@ def test_a_teacher_is_named_by_its_weights_and_measured(teaching: Teaching) -> N
     assert known["key"] == hash_weights(teaching.weights())
     assert (known["network"], known["width"]) == ("resnet8", 0.5)
     assert 0 <= known["test_accuracy"] <= 1
+    assert known["seconds"] > 0
+
+
+def test_the_time_of_its_training_stays_known_where_only_the_weights_are_left(teaching: Teaching) -> None:
+    store = open_store(TAUGHT, Storage(teaching.folder / "tiny"), ABOUT, TAPS)
+    seconds = store.meta["teacher"]["seconds"]
+    store.update_meta(teacher={name: value for name, value in store.meta["teacher"].items() if name != "test_accuracy"})
+    shutil.rmtree(teaching.folder / "teachers")
+    assert teaching.keep(TAUGHT)["seconds"] == seconds > 0
 
 
 def test_a_study_run_again_takes_its_own_teacher_and_trains_none(teaching: Teaching) -> None:
@@ -207,7 +216,7 @@ def test_where_runs_are_given_gpus_the_teacher_is_made_on_one(
 
     class Remote:
         def __init__(self, function: Any) -> None:
-            self.remote = lambda *given: asked.append(given) or {"key": "k"}
+            self.remote = lambda *given: asked.append(given) or {"key": "k", "seconds": 3.0}
 
     monkeypatch.setattr("ray.remote", lambda **given: asked.append(given) or Remote)
     monkeypatch.setattr("ray.get", lambda about: about)
@@ -219,4 +228,4 @@ def test_where_runs_are_given_gpus_the_teacher_is_made_on_one(
     keep_teacher(OpenStudy(fresh, store, Placement(device="cuda"), TAPS), print)
     assert asked[0] == {"num_gpus": 1}
     assert asked[1][:2] == (fresh.teacher, fresh.data)
-    assert store.meta["teacher"] == {"key": "k"}
+    assert store.meta["teacher"] == {"key": "k", "seconds": 3.0}

@@ -69,6 +69,7 @@ def test_a_teacher_is_trained_once_and_found_from_then_on(images, placement):
     assert len(lines) == trained + 1
     assert lines[-1].endswith(f"found in {only_folder(placement)}")
     assert trained_alike(first, second)
+    assert first.seconds == second.seconds > 0
     assert first.key == hash_weights(first.network.state_dict())
     assert evaluate(second.network, images, images.val, "auto")[0] == second.val_accuracy
     assert not (only_folder(placement) / "state.pt").exists()
@@ -207,6 +208,7 @@ def test_a_users_checkpoint_is_measured_and_nothing_is_trained(images, placement
 
     assert same(teacher.network.state_dict(), read_weights(own))
     assert teacher.key == hash_weights(read_weights(own))
+    assert teacher.seconds is None
     assert teacher.val_accuracy == evaluate(read_own(config, images), images, images.val, "auto")[0]
     assert lines[0] == f"teacher resnet8 from {own}: val {100 * teacher.val_accuracy:.2f} %"
 
