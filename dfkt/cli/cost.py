@@ -62,7 +62,7 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seconds", type=number, default=2.0, help="for each network and batch size (default: 2); 0 measures no time"
     )
-    add_device(parser, student=False)
+    add_device(parser)
 
 
 def run(a: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ import torch
 from dfkt.cli.boundary import EXIT_FAILED, say
 from dfkt.cli.numbers import whole
 from dfkt.cli.options import (
+    add_cuda_graphs,
     add_data,
     add_device,
     add_dry_run,
@@ -74,7 +75,9 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     add_networks(parser)
     add_training(parser)
-    add_device(parser)
+    group = add_device(parser)
+    group.add_argument("--checkpoint-every", type=whole, help="epochs between checkpoints (default: 1)")
+    add_cuda_graphs(group)
 
 
 def run(a: argparse.Namespace) -> int:

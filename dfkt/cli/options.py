@@ -102,8 +102,8 @@ def add_training(parser: argparse.ArgumentParser, *, student: bool = True) -> No
         )
 
 
-def add_device(parser: argparse.ArgumentParser, *, student: bool = True) -> None:
-    """Add the switches that say what a command's own process runs on."""
+def add_device(parser: argparse.ArgumentParser) -> argparse._ActionsContainer:
+    """Add the switches that say what a command's own process runs on; return their group."""
     group = parser.add_argument_group("hardware")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     group.add_argument(
@@ -111,9 +111,7 @@ def add_device(parser: argparse.ArgumentParser, *, student: bool = True) -> None
         type=whole,
         help="CPU threads, which change the last bits (default: 1, as a study's --cpus-per-worker)",
     )
-    if student:
-        group.add_argument("--checkpoint-every", type=whole, help="epochs between checkpoints (default: 1)")
-    add_cuda_graphs(group)
+    return group
 
 
 def add_cuda_graphs(group: argparse._ActionsContainer) -> None:
@@ -121,7 +119,7 @@ def add_cuda_graphs(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--cuda-graphs",
         choices=typing.get_args(CudaGraphs),
-        help="record the steps on a GPU and replay them (default: auto: of resnetN and dfkt's methods, by one worker)",
+        help="record the steps of a run of one worker on a GPU, and replay them (default: auto: of resnetN and dfkt's methods)",
     )
 
 

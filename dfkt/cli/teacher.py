@@ -6,7 +6,16 @@ import argparse
 from dataclasses import replace
 
 from dfkt.cli.boundary import say
-from dfkt.cli.options import add_data, add_device, add_networks, add_training, read_placement, with_data, with_teacher
+from dfkt.cli.options import (
+    add_cuda_graphs,
+    add_data,
+    add_device,
+    add_networks,
+    add_training,
+    read_placement,
+    with_data,
+    with_teacher,
+)
 from dfkt.config import DataConfig, TeacherConfig
 
 HELP = "train a teacher, or find the one trained before"
@@ -17,7 +26,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     add_networks(parser, student=False)
     add_training(parser, student=False)
-    add_device(parser, student=False)
+    add_cuda_graphs(add_device(parser))
 
 
 def run(a: argparse.Namespace) -> int:

@@ -152,19 +152,22 @@ class Training:
             self._resumed_optimizer = None
         if end == self.ends[-1] and self.average is None and any(step > self.step for step in self._rungs):
             self.average = WeightAverage(self.student.network)
-        while self.step < end:
-            epoch, first = divmod(self.step, self.epoch_steps)
-            count = min(self.epoch_steps - first, end - self.step)
-            running.train_mode()
-            began = self._since = time.perf_counter()
-            self._away = 0.0
-            with own_random(draw_seed(self.config.seed, self.step, self.group.rank), self.device):
-                record = self._run_steps(running, updates, epoch, first, count)
-            seconds = time.perf_counter() - began - self._away
-            record |= self._evaluate(stage) | self._judge()
-            self.device_seconds += (time.perf_counter() - self._since) * self.group.world  # of all workers
-            speed = {"images_per_second": count * self.batch_size / seconds, "seconds": seconds}
-            yield record | speed | self._place(running)
+        try:
+            while self.step < end:
+                epoch, first = divmod(self.step, self.epoch_steps)
+                count = min(self.epoch_steps - first, end - self.step)
+                running.train_mode()
+                began = self._since = time.perf_counter()
+                self._away = 0.0
+                with own_random(draw_seed(self.config.seed, self.step, self.group.rank), self.device):
+                    record = self._run_steps(running, updates, epoch, first, count)
+                seconds = time.perf_counter() - began - self._away
+                record |= self._evaluate(stage) | self._judge()
+                self.device_seconds += (time.perf_counter() - self._since) * self.group.world  # of all workers
+                speed = {"images_per_second": count * self.batch_size / seconds, "seconds": seconds}
+                yield record | speed | self._place(running)
+        finally:
+            updates.close()
 
     def _look(self, running: RunningStage) -> None:
         """Report how it does at a rung within an epoch."""

@@ -16,6 +16,8 @@ from torch import Tensor
 from dfkt.config import CudaGraphs
 from dfkt.errors import GraphError
 
+RULE = "A step that is recorded as a CUDA graph must do the same with tensors of the same shapes and types"
+REMEDY = "Take --cuda-graphs off."
 WARM_UP = 3
 """Calls before a function is recorded: they make what lasts, such as the plan of a flow loss and the libraries' workspaces."""
 
@@ -40,7 +42,7 @@ class Replayed:
         """Return what the function returns for some tensors; those of the recording are where later ones are copied to.
 
         Raises:
-            GraphError: If it cannot be recorded.
+            GraphError: If it cannot be recorded, or the tensors are of other shapes or types than at the recording.
         """
         self.calls += 1
         if self.calls <= WARM_UP:
@@ -50,6 +52,8 @@ class Replayed:
             self.replay, self.found = record(self.function, *tensors)
         with torch.inference_mode():  # which may change what was made under it
             for place, given in zip(self.read, tensors, strict=True):
+                if (place.shape, place.dtype) != (given.shape, given.dtype):
+                    raise GraphError(f"{RULE}, but {describe(place)} became {describe(given)}. {REMEDY}")
                 if place is not given:
                     place.copy_(given)
         self.replay()
@@ -74,30 +78,34 @@ def record(function: Callable[..., Any], *tensors: Tensor) -> tuple[Callable[[],
 
     Raises:
         GraphError: If the function waits for the card, or does something else that a graph cannot hold.
+        OutOfMemoryError: If there is no room for it.
     """
-    device, graph = tensors[0].device, torch.cuda.CUDAGraph()
-    try:  # thread_local: other threads may go on
-        with torch.cuda.graph(graph, stream=_stream(device), capture_error_mode="thread_local"):
-            found = function(*tensors)
+    device = tensors[0].device
+    try:
+        with torch.cuda.stream(
+            torch.cuda.current_stream(device)
+        ):  # of its card, and there again where a recording fails
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=_stream(device), capture_error_mode="thread_local"):  # others may go on
+                found = function(*tensors)
     except RuntimeError as error:
-        _renew_draws(device)
-        reason = str(error.__context__ or error).partition("\n")[0].rstrip(".")
-        raise GraphError(f"A step cannot be recorded as a CUDA graph ({reason}). Take --cuda-graphs off.") from error
+        torch.cuda.default_generators[device.index].graphsafe_set_state(torch.Generator(device))
+        cause = error.__context__ or error
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise cause from None
+        raise GraphError(f"{RULE}, but this: {str(cause).partition(chr(10))[0].rstrip('.')}. {REMEDY}") from error
     return graph.replay, found
+
+
+def describe(tensor: Tensor) -> str:
+    """Return a tensor's shape and type."""
+    return f"{list(tensor.shape)} of {tensor.dtype}"
 
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream on which everything of a card is recorded, and tried before: torch's own belongs to the first card."""
+    """Return the stream on which a card's functions are recorded, and tried before; torch's own is the first card's alone."""
     return torch.cuda.Stream(device)
-
-
-def _renew_draws(device: torch.device) -> None:
-    """Give a card's draws a state of their own again: after a recording that failed, torch takes them for recorded for good."""
-    with torch.cuda.device(device):
-        torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(
-            torch.Generator(device).graphsafe_get_state()
-        )
 
 
 def replays(choice: CudaGraphs, device: torch.device, world: int, *, ours: bool) -> bool:

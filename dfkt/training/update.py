@@ -85,12 +85,18 @@ class Updates:
         factors = [torch.full((), weight, dtype=self.dtype, device=images.device) for weight in weights]
         if said not in self.replayed:
             self.replayed[said] = Replayed(lambda *tensors: self._unpacked(said, *tensors))
-        found: Update = self.replayed[said](
+        found: Update
+        found, gradients = self.replayed[said](
             images, labels, *factors, *teacher.taps.values(), *logits, *matrices.values()
         )
+        for parameter, gradient in zip(self.running.trainable, gradients, strict=True):
+            parameter.grad = gradient  # each recording has gradients of its own, and another one may have come before
         return found
 
-    def _unpacked(self, said: Said, images: Tensor, labels: Tensor, *tensors: Tensor) -> Update:
+    def _unpacked(
+        self, said: Said, images: Tensor, labels: Tensor, *tensors: Tensor
+    ) -> tuple[Update, list[Tensor | None]]:
+        """Return, besides, where the gradients lie."""
         taps, logits, pairs = said
         rest = iter(tensors)
         weights = [next(rest) for _ in self.stage.terms]
@@ -99,7 +105,12 @@ class Updates:
             next(rest) if logits else None,
             {pair: next(rest) for pair in pairs} or None,
         )
-        return self._gradients(images, labels, teacher, weights)
+        found = self._gradients(images, labels, teacher, weights)
+        return found, [parameter.grad for parameter in self.running.trainable]
+
+    def close(self) -> None:
+        """Let go of what was recorded, at once: what the garbage collector would find later may disturb another recording."""
+        self.replayed.clear()
 
     def _losses(self, stage: Stage, teacher: Features, student: Features, labels: Tensor) -> list[Tensor]:
         """Return every term's value; the mean over workers is the whole batch's."""

@@ -72,10 +72,12 @@ def begin(
     return Training(schedule, student, teacher, data, config, group)
 
 
-def whole_stages(name: str, device: str, precision: Precision = "float32", **given: Any) -> Training:
-    """Return a method's run whose stages are an epoch each, six steps."""
+def whole_stages(
+    name: str, device: str, precision: Precision = "float32", epochs: float = 1.0, **given: Any
+) -> Training:
+    """Return a method's run whose stages are an epoch each, or some; six steps an epoch."""
     begun = begin(name, device, precision)
-    schedule = tuple(replace(stage, epochs=1.0) for stage in begun.schedule)
+    schedule = tuple(replace(stage, epochs=epochs) for stage in begun.schedule)
     return given.pop("kind", Training)(schedule, begun.student, begun.teacher, begun.data, begun.config, **given)
 
 

@@ -1,5 +1,7 @@
-"""Recorded steps: on the CPU by a recorder that plays a CUDA graph, so that all but the card itself is tried."""
+"""Recorded steps: on the CPU by a tape of operations in the place of a CUDA graph, so that all but the card itself is tried."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -10,12 +12,13 @@ import pytest
 import torch
 from small_runs import METHODS, RESNET, TRAIN, records, same, start, weights
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dfkt.config import Placement
-from dfkt.errors import ConfigError
+from dfkt.errors import ConfigError, GraphError
 from dfkt.methods.ramp import Ramp
-from dfkt.training import replay
+from dfkt.training import replay, targets, update
 from dfkt.training.replay import WARM_UP, Replayed, replays
 from dfkt.training.targets import Keeping
 
@@ -23,9 +26,29 @@ PAIRS = tuple((i, j) for i in range(4) for j in range(i + 1, 4))
 WIDE = replace(RESNET, width=0.5)
 
 
+class Tape(TorchDispatchMode):
+    """Operations with the tensors that they read and made, in order: like a graph it knows no Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Any, Any, list[Tensor]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, _tensors(found)))
+        return found
+
+    def play(self) -> None:
+        """Do the operations again, on the same memory."""
+        with torch.inference_mode():
+            for func, args, kwargs, places in self.operations:
+                for place, value in zip(places, _tensors(func(*args, **kwargs)), strict=True):
+                    if place.data_ptr() != value.data_ptr():
+                        place.copy_(value)
+
+
 class Recorder:
-    """Plays a CUDA graph: it reads where the first tensors lie, its results lie where they lay, and Python is not asked again
-    for anything but the values of tensors."""
+    """Plays CUDA graphs by tapes, and counts them."""
 
     def __init__(self) -> None:
         self.recorded, self.replayed = 0, 0
@@ -33,24 +56,22 @@ class Recorder:
     def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> tuple[Callable[[], None], Any]:
         """Return what replays a call, and where its result lies."""
         self.recorded += 1
-        found, fresh = function(*tensors), True  # the first replay is this call: a graph that is recorded does nothing
+        fresh = True  # the first replay is this call: a graph that is recorded does nothing
+        with Tape() as tape:
+            found = function(*tensors)
 
         def play() -> None:
             nonlocal fresh
             self.replayed += 1
             if not fresh:
-                results = iter(_tensors(function(*tensors)))
-                with torch.inference_mode():
-                    tree_map_only(Tensor, lambda place: place.copy_(next(results)), found)
+                tape.play()
             fresh = False
 
         return play, found
 
 
 def _tensors(found: Any) -> list[Tensor]:
-    kept: list[Tensor] = []
-    tree_map_only(Tensor, kept.append, found)
-    return kept
+    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
 
 
 @pytest.fixture
@@ -107,6 +128,54 @@ def test_recorded_steps_keep_and_read_what_the_teacher_says(images, recorder, na
         ours = start(images, METHODS[name], train, teacher=WIDE, keeping=keeping, replay=True)
         assert [record["loss"] for record in records(ours)] == told
         assert same(weights(ours), weights(expected))
+
+
+@pytest.mark.parametrize("name", ["fsp", "dfkt"])
+@pytest.mark.parametrize("lack", ["room", "files"])
+def test_the_teachers_answers_may_be_read_computed_and_kept_in_turns(images, recorder, name, lack, tmp_path: Path):
+    """What the gradients follow from is then recorded in several ways, and each has gradients of its own."""
+    keeping = Keeping(str(tmp_path / "targets"), "study", 1000 if lack == "room" else 10**9, PAIRS)
+    train = replace(TRAIN, epochs=20)
+    expected = start(images, METHODS[name], train, teacher=WIDE)
+    told = [record["loss"] for record in records(expected)]
+    if lack == "files":
+        records(start(images, METHODS[name], train, teacher=WIDE, keeping=keeping))
+        for file in sorted(keeping.folder.rglob("*.targets"))[::2]:
+            file.unlink()
+
+    ours = start(images, METHODS[name], train, teacher=WIDE, keeping=keeping, replay=True)
+
+    assert [record["loss"] for record in records(ours)] == told
+    assert same(weights(ours), weights(expected))
+
+
+def test_nothing_that_was_recorded_outlives_its_stage(images, recorder, monkeypatch):
+    alive: list[weakref.ref[Any]] = []
+
+    class Seen(Replayed):
+        def __init__(self, function: Callable[..., Any]) -> None:
+            super().__init__(function)
+            alive.append(weakref.ref(self))
+
+    for module in (targets, update):
+        monkeypatch.setattr(module, "Replayed", Seen)
+    training = start(images, METHODS["dfkt"], replace(TRAIN, epochs=8), replay=True)
+    gc.disable()
+    try:
+        counts = [sum(one() is not None for one in alive) for _ in training.run()]
+        assert max(counts) <= 2  # the teacher's pass and the student's gradients
+        assert not any(one() for one in alive)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("change", [lambda values: values[:2], lambda values: values.double()])
+def test_tensors_of_another_shape_or_type_are_refused(recorder, change):
+    replayed = Replayed(lambda values: values + 1)
+    for _ in range(WARM_UP + 1):
+        replayed(torch.zeros(3))
+    with pytest.raises(GraphError, match="the same shapes and types"):
+        replayed(change(torch.zeros(3)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
