@@ -102,7 +102,7 @@ def add_training(parser: argparse.ArgumentParser, *, student: bool = True) -> No
         )
 
 
-def add_device(parser: argparse.ArgumentParser) -> argparse._ActionsContainer:
+def add_device(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the switches that say what a command's own process runs on; return their group."""
     group = parser.add_argument_group("hardware")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
