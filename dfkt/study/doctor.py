@@ -81,12 +81,9 @@ def check_machines(configs: Sequence[StudyConfig], folder: Storage, placement: P
     Raises:
         ConfigError: If something fails, with the first such finding.
     """
-    _, others = living()
     findings = [*find_path_faults(folder.path)]
-    if nodes := list(filter(_holds_runs, others)):
-        data = tuple(dict.fromkeys((config.data.name, placement.data_root) for config in configs))
-        machines, like, more = _ask_all(nodes, Question(folder.path, "", data))
-        findings = merged([*findings, *more, *find_all(machines, like, folder.path)])
+    if nodes := others():
+        findings = merged([*findings, *look_at(nodes, configs, folder, placement)])
     for finding in findings:
         if finding.fails:
             more_lines = sum(other.fails for other in findings) - 1
@@ -95,12 +92,40 @@ def check_machines(configs: Sequence[StudyConfig], folder: Storage, placement: P
         log(finding.describe())
 
 
+def others() -> list[Node]:
+    """Return the machines beside this one that hold runs, as Ray describes them."""
+    return list(filter(_holds_runs, living()[1]))
+
+
+def look_at(
+    nodes: Sequence[Node],
+    configs: Sequence[StudyConfig],
+    folder: Storage,
+    placement: Placement,
+    seconds: float = SECONDS,
+) -> list[Finding]:
+    """Ask some machines, in short, what studies would stumble over there.
+
+    Args:
+        nodes: As Ray describes them.
+        configs: The studies of a queue.
+        folder: The results of one of them.
+        placement: Where torchvision's sets lie.
+        seconds: Until a machine must have answered.
+    """
+    data = tuple(dict.fromkeys((config.data.name, placement.data_root) for config in configs))
+    machines, like, findings = _ask_all(nodes, Question(folder.path, "", data), seconds)
+    return merged([*findings, *find_all(machines, like, folder.path)])
+
+
 def _holds_runs(node: Node) -> bool:
     """Whether a study puts anything there; its own process alone needs neither."""
     return bool(node["Resources"].get("CPU") or node["Resources"].get("GPU"))
 
 
-def _ask_all(nodes: Sequence[Node], question: Question) -> tuple[list[Machine], Health, list[Finding]]:
+def _ask_all(
+    nodes: Sequence[Node], question: Question, seconds: float = SECONDS
+) -> tuple[list[Machine], Health, list[Finding]]:
     """Ask machines, and this process.
 
     Returns:
@@ -116,7 +141,7 @@ def _ask_all(nodes: Sequence[Node], question: Question) -> tuple[list[Machine], 
         like = examine(question)
         if like.left:
             folder.delete(like.left)
-        answers = ask(nodes, examine, question, timeout=SECONDS)
+        answers = ask(nodes, examine, question, timeout=seconds)
         seen = _read_back(folder, nodes, answers)
     apart = _compare_clocks(nodes, answers) if question.addresses is not None else [0.0] * len(nodes)
     machines = [

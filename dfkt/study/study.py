@@ -26,6 +26,7 @@ from dfkt.study.doctor import check_machines
 from dfkt.study.driver import Driver, Run, Workers, trainable
 from dfkt.study.keeping import forget
 from dfkt.study.loggers import check_loggers, make_loggers
+from dfkt.study.newcomers import Newcomers
 from dfkt.study.opened import OpenStudy
 from dfkt.study.opening import Checked, check_study, has_begun, is_over, open_store
 from dfkt.study.precision import decide_precision, stored_precision
@@ -187,7 +188,12 @@ def run_queue(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=storage.sub("ray").path,
-            callbacks=[recorder, Watch(queue, capacity), *make_loggers(loggers, queue.studies, recorder.say)],
+            callbacks=[
+                recorder,
+                Watch(queue, capacity),
+                Newcomers.of(queue),
+                *make_loggers(loggers, queue.studies, recorder.say),
+            ],
             stop=Ending(queue),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             verbose=0,
