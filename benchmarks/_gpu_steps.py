@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import combinations
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from dfkt.methods.kd import Kd
 from dfkt.networks.tapped import FrozenTeacher, TappedNetwork
 from dfkt.networks.taps import StudentTaps, match_taps
 from dfkt.training.loop import Training
+from dfkt.training.targets import Keeping
 
 Number = Literal["float32", "tf32", "bfloat16"]
 NUMBERS: tuple[Number, ...] = ("float32", "tf32", "bfloat16")
@@ -117,9 +119,9 @@ class Setting:
         """Where it trains."""
         return self.data.device
 
-    def training(self, *, replay: bool = False) -> Training:
-        """Return our loop of it, its steps recorded as CUDA graphs or not."""
-        return Training((self.stage,), self.student, self.teacher, self.data, self.config, replay=replay)
+    def training(self, keeping: Keeping | None = None, *, replay: bool = False) -> Training:
+        """Return our loop of it, its steps recorded as CUDA graphs or not, what the teacher says kept and read or not."""
+        return Training((self.stage,), self.student, self.teacher, self.data, self.config, None, keeping, replay=replay)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches without end."""
@@ -199,14 +201,27 @@ class CapturedStep:
         return self.loss
 
 
-def loop_repeats(setting: Setting, *, replay: bool = False) -> Repeats:
-    """Run our loop; a repeat is an epoch, with its look at the losses, and at `val` in the task stage."""
-    records, clock = setting.training(replay=replay).run(), Clock(setting.device)
+def loop_repeats(
+    setting: Setting, *, replay: bool = False, folder: str | None = None, reading: bool = False
+) -> Repeats:
+    """Run our loop; a repeat is an epoch, with its look at the losses, and at `val` in the task stage.
+
+    Args:
+        setting: What is trained.
+        replay: Record its steps as CUDA graphs.
+        folder: Where what the teacher says is kept; ``None`` keeps nothing.
+        reading: Another case has kept it: none of it may have to be computed.
+    """
+    name = f"{setting.name}-{setting.number}"
+    keeping = None if folder is None else Keeping(folder, name, None, tuple(combinations(range(4), 2)))
+    records, clock = setting.training(keeping, replay=replay).run(), Clock(setting.device)
     while True:
         with computing(setting.number):
             clock.start()
-            next(records)
+            record = next(records)
             seconds = clock.seconds()
+        if record["kept_share"] != reading:
+            raise RuntimeError(f"Of {name} the share {record['kept_share']} was read.")
         yield seconds
 
 

@@ -7,6 +7,8 @@ soft targets.
 
 loop       our loop, as a run takes its steps without CUDA graphs
 replayed   our loop with them, as it takes its steps by default
+keeping    replayed, and what the teacher says is kept for later runs (bfloat16)
+reading    replayed, by what was kept (bfloat16)
 step       the same mathematics as one function, eagerly: what the loop adds is the difference
 compiled   that function with the student compiled, as far as the minutes allow
 graph      that function captured as one CUDA graph; last
@@ -26,6 +28,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -53,6 +56,8 @@ from dfkt.store.origin import environment
 
 Case = tuple[str, Number, str]
 """Stage, number and way."""
+LOOPS = ("loop", "replayed", "keeping", "reading")
+"""Ways of our own loop; what one keeps, the next one reads: they take turns."""
 SHARED: tuple[str, Number] = ("dense", "bfloat16")
 """What several processes run at once."""
 COMPILED: tuple[tuple[str, Number], ...] = (("dense", "bfloat16"), ("kd", "bfloat16"), ("dense", "tf32"))
@@ -87,8 +92,8 @@ def measure_limits(device: torch.device, side: int, megabytes: int) -> tuple[dic
     return rates, 2 * source.numel() / median_seconds(device, lambda: target.copy_(source))
 
 
-def build_case(case: Case, device: torch.device, steps: int) -> Repeats | None:
-    """Return a case, ready to be timed, or ``None``, told in a line, where it cannot be built."""
+def build_case(case: Case, device: torch.device, steps: int, folder: str) -> Repeats | None:
+    """Return a case, ready to be timed, or ``None``, told in a line, where it cannot be built; what is kept lies in a folder."""
     stage, number, way = case
     makers: dict[str, Callable[[Setting], Any]] = {
         "step": Step,
@@ -96,8 +101,9 @@ def build_case(case: Case, device: torch.device, steps: int) -> Repeats | None:
         "compiled": lambda setting: Step(setting, compiled=True),
     }
     setting = Setting.make(stage, number, device, steps)
-    if way in ("loop", "replayed"):
-        repeats = loop_repeats(setting, replay=way == "replayed")
+    if way in LOOPS:
+        replay, kept = way != "loop" and device.type == "cuda", folder if way in ("keeping", "reading") else None
+        repeats = loop_repeats(setting, replay=replay, folder=kept, reading=way == "reading")
     else:
         repeats = step_repeats(setting, makers[way], steps)
     try:
@@ -110,9 +116,10 @@ def build_case(case: Case, device: torch.device, steps: int) -> Repeats | None:
 
 def time_cases(cases: list[Case], device: torch.device, steps: int, repeats: int) -> dict[Case, float]:
     """Return seconds per step of those cases that can be run, the medians of turns."""
-    built = {" ".join(case): (case, build_case(case, device, steps)) for case in cases}
-    ready = {name: repeats_of for name, (_, repeats_of) in built.items() if repeats_of is not None}
-    found = in_turns(ready, steps, repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        built = {" ".join(case): (case, build_case(case, device, steps, folder)) for case in cases}
+        ready = {name: repeats_of for name, (_, repeats_of) in built.items() if repeats_of is not None}
+        found = in_turns(ready, steps, repeats)
     return {built[name][0]: statistics.median(seconds) for name, seconds in found.items()}
 
 
@@ -251,9 +258,10 @@ def measure(options: argparse.Namespace, device: torch.device) -> Iterator[list[
         together_of = {"stage": stage, "number": number, "processes": count, "images_per_second": together}
         yield [together_of | {"way": "replayed" if on_card else "loop"}]
     captured = [(s, n, w) for s in STAGES for n in NUMBERS for w in ("replayed", "graph")] if on_card else []
+    captured += [(s, "bfloat16", w) for s in STAGES for w in ("keeping", "reading")] if on_card else []
     for ways, found in (
         (("compiled",), time_compiled(device, options.steps, options.repeats, began + 60 * options.minutes)),
-        (("replayed", "graph"), time_cases(captured, device, options.steps, options.repeats)),
+        (("replayed", "keeping", "reading", "graph"), time_cases(captured, device, options.steps, options.repeats)),
     ):
         print_entries(entries := [e for e in to_entries(times | found, work, rates, copied) if e["way"] in ways])
         yield entries

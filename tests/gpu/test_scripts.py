@@ -79,6 +79,14 @@ def test_figures_of_a_case_add_up_and_say_where_they_come_from(benchmark: Module
     assert kept[1]["times_the_loop"] == pytest.approx(kept[0]["ms_per_step"] / kept[1]["ms_per_step"])
 
 
+@pytest.mark.parametrize("stage", ["group-ends", "dense", "kd"])
+def test_what_one_case_keeps_the_next_one_reads(benchmark: ModuleType, stage: str) -> None:
+    cases = [(stage, "float32", way) for way in ("keeping", "reading")]
+    assert set(benchmark.time_cases(cases, CPU, 1, 2)) == set(cases)
+    with pytest.raises(RuntimeError, match="share 0"):
+        next(benchmark.loop_repeats(benchmark.Setting.make(stage, "float32", CPU, 1), reading=True))
+
+
 def test_operations_are_those_of_the_networks_and_of_the_flow_loss(benchmark: ModuleType) -> None:
     """By hand: the convolutions of both networks, of the student's twice more backwards; no classifier is run in a flow stage."""
     flops, moved = benchmark.work_of(benchmark.Setting.make("group-ends", "float32", CPU, 1))
