@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,10 +17,12 @@ from dfkt.analysis.trust import val_error
 from dfkt.store.study_store import Study
 from dfkt.students.card import described
 
-OURS = "dfkt"
+OURS, SCRATCH = "dfkt", "scratch"
 About = dict[str, Any]
 NOTED_ERROR = 0.005
 """Standard error of a ``val`` accuracy above which a page says so."""
+LEAST_GAP = 0.01
+"""A teacher that is less ahead of scratch has little to teach, and leaves no gap whose share could be told."""
 _SESSION = ("commit", "dirty", "hardware", "versions", "command")
 _SAME = "the searched dfkt is that already"
 """Why saved figures of format 1 skipped an arm, where they name no reason."""
@@ -127,7 +129,17 @@ def setting_notes(about: Mapping[str, Any], runs: pd.DataFrame) -> list[str]:
         notes.append(f"trained for another number of epochs: {', '.join(lengths)}")
     if different := [name for name in about.get("differences", []) if name != "train.epochs"]:
         notes.append(f"not the same in all arms: {', '.join(different)}")
-    return notes
+    return [*notes, *_little_to_teach(about, done)]
+
+
+def _little_to_teach(about: Mapping[str, Any], done: pd.DataFrame) -> Iterator[str]:
+    """Say so where a teacher hardly knows more than a student learns without one."""
+    taught, alone = about.get("teacher", {}).get("test_accuracy"), done[done.arm == SCRATCH].test_accuracy.mean()
+    if taught is not None and taught - alone < LEAST_GAP:  # not of a mean of nothing
+        yield (
+            f"the teacher has {100 * taught:.2f} % on test, {SCRATCH} {100 * alone:.2f} %: it knows hardly more than a student "
+            "learns by itself, so little can be gained by it; train it longer (--teacher-epochs), or take a larger one"
+        )
 
 
 def search_notes(about: Mapping[str, Any], trials: pd.DataFrame) -> list[str]:

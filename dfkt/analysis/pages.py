@@ -20,7 +20,6 @@ from dfkt.analysis.figures import (
     to_storage,
 )
 from dfkt.analysis.statistics import (
-    SCRATCH,
     accuracy_table,
     cost_table,
     pair_table,
@@ -180,7 +179,7 @@ def final_tables(figures: Figures, setting: str) -> dict[str, pd.DataFrame]:
     if len(pairs) > 1 and pairs.p.notna().any():
         cells["any two arms:"] = pair_cells(pairs)
     speed = speed_table(figures, setting, arms)
-    if len(speed) > 1 and (runs.arm == SCRATCH).sum() > 1:
+    if len(speed) > 1 and (runs.arm == words.SCRATCH).sum() > 1:
         level = percent(scratch_level(figures, setting))
         cells[f"until val accuracy reaches {level} %, what scratch ends with:"] = speed_cells(speed)
     if cells and (costs := cost_table(figures, setting)):

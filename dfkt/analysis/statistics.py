@@ -12,14 +12,10 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import pandas as pd
 
-from dfkt.analysis.about import describe_network, main_arms
+from dfkt.analysis.about import LEAST_GAP, SCRATCH, describe_network, main_arms
 from dfkt.analysis.estimates import Array, bootstrap, crossing, holm, mean_interval, monotone, p_value
 from dfkt.analysis.figures import Figures, complete_curves, complete_runs, setting_about
 from dfkt.students.cost import Cost
-
-SCRATCH = "scratch"
-LEAST_GAP = 0.01
-"""A teacher that is less ahead of scratch leaves no gap whose share could be told."""
 
 _ACCURACY = (
     "arm seeds test_mean test_std gain gap_share against difference low high p pairs val_mean val_std "

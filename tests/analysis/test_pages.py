@@ -81,6 +81,17 @@ def test_the_speed_table_says_what_is_never_reached(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("taught", "noted"), [(0.815, True), (0.78, True), (0.83, False), (None, False)])
+def test_a_teacher_that_knows_hardly_more_than_scratch_is_noted(
+    tmp_path: Path, taught: float | None, noted: bool
+) -> None:
+    teacher = {"key": "k", "network": "resnet26", "val_accuracy": 0.9, "test_accuracy": taught}
+    page = study_page(study(tmp_path, SCRATCH, OURS, teacher=teacher))
+    assert (
+        f"the teacher has {100 * (taught or 0):.2f} % on test, scratch 81.00 %: it knows hardly more" in page
+    ) == noted
+
+
 def test_what_is_missing_failed_or_not_alike_is_noted(tmp_path: Path) -> None:
     arms = (
         SCRATCH,
